@@ -1,0 +1,76 @@
+# Each target does its own set-up (lab/bootstrap: host packages, .venv), which costs half a second when there is nothing to do.
+# The lab's containers need root: everything that touches them goes through sudo where make itself is not root.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+# molecule and ansible-lint look for ansible's programs on PATH. Output is shown as it comes, also in CI.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHONUNBUFFERED := 1
+# Named, because ansible ignores an ansible.cfg that it finds by itself in a world-writable checkout.
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+
+# The pycache prefix keeps root's files out of the caller's .venv and checkout.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E -H env PATH="$$PATH" PYTHONPYCACHEPREFIX=/var/cache/ptolemy-pycache)
+LAB := $(AS_ROOT) $(CURDIR)/.venv/bin/python lab/lab.py
+SCENARIOS ?= default bookworm
+MODULES := $(basename $(notdir $(wildcard library/*.py)))
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "Variables: LAB_PORT (8080), LAB_SUITE (trixie|bookworm), LAB_MIRROR, LAB_BASE_IMAGE, LAB_LLAMA_SDIST, PTOLEMY_CACHE, SCENARIOS"
+
+.PHONY: bootstrap
+bootstrap: ## host packages and .venv
+	@lab/bootstrap
+
+.PHONY: lab lab-down lab-status
+lab: bootstrap ## a cluster in containers, provisioned by site.yml, that answers a chat
+	@$(LAB) up
+
+lab-down: bootstrap ## remove all that `make lab` made, but not the cache
+	@$(LAB) down
+
+lab-status: bootstrap ## the lab's containers, jobs, services, replicas, servers
+	@$(LAB) status
+
+.PHONY: clean-cache
+clean-cache: bootstrap ## forget images, downloads and build caches, so that the next run starts from nothing
+	@$(LAB) clean-cache
+
+.PHONY: test test-lint test-unit test-gateway test-molecule
+test: bootstrap ## everything, as CI runs it: lint, unit, gateway, molecule
+	@started=$$SECONDS mark=$$$$-$$RANDOM; \
+	at() { printf '\n==> %s (+%02d:%02d)\n' "$$1" $$(((SECONDS - started) / 60)) $$(((SECONDS - started) % 60)); }; \
+	for part in lint unit gateway molecule; do \
+	  at "test-$$part"; \
+	  PTOLEMY_TEST_RUN=$$mark $(MAKE) --no-print-directory test-$$part; \
+	done; \
+	left=$$($(AS_ROOT) lab/leftovers $$mark); \
+	if [ -n "$$left" ]; then printf 'left behind by the tests:\n%s\n' "$$left" >&2; exit 1; fi; \
+	at "all tests passed, and no container, network, process or directory of theirs is left"
+
+test-lint: bootstrap ## yamllint, ruff, mypy, ansible-lint, the modules' documentation
+	yamllint --strict .
+	ruff check .
+	ruff format --check .
+	mypy
+	cd lab && mypy --config-file ../pyproject.toml *.py
+	ansible-lint --offline
+	@for module in $(MODULES); do echo "ansible-doc -t module $$module"; ansible-doc -t module $$module >/dev/null; done
+
+test-unit: bootstrap ## the control plane, without any host (the fast loop)
+	pytest tests/unit
+
+test-gateway: bootstrap ## the control plane and the configuration against a real HAProxy on this machine
+	pytest -v tests/gateway
+
+test-molecule: bootstrap ## site.yml on bare hosts of Debian 13 and 12, then the cluster's tests (SCENARIOS=default for one)
+	@$(AS_ROOT) lab/molecule $(SCENARIOS)
+
+.PHONY: lock
+lock: ## lab/requirements.in -> lab/requirements.txt, with hashes for every platform (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade -o lab/requirements.txt lab/requirements.in

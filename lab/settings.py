@@ -1,0 +1,72 @@
+"""Where the lab keeps things and what may be set from outside, in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+
+from steps import LabError
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+DEFAULT_PREFIX = "ptolemy-lab"
+SUITES = ("trixie", "bookworm")
+# Every container, network and image of the lab carries this label, so that nothing else is ever removed.
+LABEL = "io.ptolemy.lab"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """One lab: a prefix decides its containers, its network and its state directory."""
+
+    prefix: str
+    suite: str
+    cache: Path
+    state: Path
+    mirror: str
+    base_image: str
+    sdist: str
+
+    @property
+    def log_dir(self) -> Path:
+        return self.cache / "logs"
+
+    @property
+    def model(self) -> Path:
+        return self.cache / "models" / "demo-f16.gguf"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What inventory/lab/hosts.yml reads."""
+        return {
+            "LAB_PREFIX": self.prefix,
+            "LAB_SUITE": self.suite,
+            "LAB_STATE_DIR": str(self.state),
+            "PTOLEMY_CACHE": str(self.cache),
+        }
+
+
+def state_dir(prefix: str) -> Path:
+    """`.lab` for the lab itself; a test's lab gets a directory of its own, so that neither removes the other's secrets."""
+    return CHECKOUT / (".lab" if prefix == DEFAULT_PREFIX else f".lab-{prefix}")
+
+
+def load(prefix: str | None, suite: str | None) -> Settings:
+    """Settings from arguments, then from the environment, then defaults."""
+    prefix = prefix or os.environ.get("LAB_PREFIX") or DEFAULT_PREFIX
+    suite = suite or os.environ.get("LAB_SUITE") or SUITES[0]
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,40}", prefix):
+        raise LabError(f"prefix {prefix!r}: only a-z, 0-9 and '-', 41 characters at most")
+    if suite not in SUITES:
+        raise LabError(f"LAB_SUITE {suite!r}: one of {', '.join(SUITES)}")
+    cache = Path(os.environ.get("PTOLEMY_CACHE") or "~/.cache/ptolemy").expanduser().resolve()
+    return Settings(
+        prefix=prefix,
+        suite=suite,
+        cache=cache,
+        state=state_dir(prefix),
+        mirror=os.environ.get("LAB_MIRROR") or "http://deb.debian.org/debian",
+        base_image=os.environ.get("LAB_BASE_IMAGE") or "",
+        sdist=os.environ.get("LAB_LLAMA_SDIST") or "",
+    )

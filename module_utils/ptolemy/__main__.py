@@ -1,0 +1,48 @@
+"""The command ``ptolemy``: ``status`` and ``wait`` for people, ``daemon`` for systemd, ``replica`` for the job script."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+
+from . import daemon, replica, status
+from .config import DEFAULT_PATH, load
+from .errors import PtolemyError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. Returns the exit status: 0 done, 1 not so, 2 wrong usage or configuration."""
+    parser = argparse.ArgumentParser(prog="ptolemy", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    show = commands.add_parser("status", help="show services, replicas, endpoints and servers")
+    show.add_argument("--json", action="store_true", help="print what the daemon wrote, as JSON")
+    patience = commands.add_parser("wait", help="wait until every service has all its replicas ready")
+    patience.add_argument("--timeout", type=float, default=900.0, metavar="SECONDS", help="give up after this time (default: 900)")
+    commands.add_parser("check", help="check the services file")
+    commands.add_parser("daemon", help="run the control loop (systemd starts it)")
+    commands.add_parser("replica", help="serve one replica, its spec on standard input (the job script starts it)")
+    for command in (show, patience, commands.choices["check"], commands.choices["daemon"]):
+        command.add_argument("--services", default=DEFAULT_PATH, metavar="FILE", help=f"the services file (default: {DEFAULT_PATH})")
+    given = parser.parse_args(arguments)
+    try:
+        if given.command == "replica":
+            return replica.main()
+        if given.command == "daemon":
+            return daemon.main(given.services)
+        path = load(given.services).site.status_file
+        if given.command == "check":
+            return 0
+        if given.command == "wait":
+            return 0 if status.wait(path, given.timeout) else 1
+        seen = status.read(path)
+        print(json.dumps(seen, indent=2) if given.json else "\n".join(status.render(seen, time.time())))
+        return 0
+    except PtolemyError as error:
+        print(f"ptolemy: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

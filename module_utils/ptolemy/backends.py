@@ -1,0 +1,114 @@
+"""The backends planner: from the endpoints that should be served and the servers that HAProxy has, to changes.
+
+Pure: no I/O, no clock. The order of changes is fixed: add, ready, drain, remove.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import count
+from typing import AbstractSet, Iterable, Sequence
+
+from .haproxy import Endpoint, Gateway, Server
+
+ADD, READY, DRAIN, REMOVE = "add", "ready", "drain", "remove"
+_FIRST_ID = 1000  # HAProxy numbers the servers of its configuration from 1
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change to one server of HAProxy.
+
+    Attributes:
+        verb: ``add``, ``ready``, ``drain`` or ``remove``.
+        backend, name: which server.
+        endpoint, id: what to add, and under which numeric id; only for ``add``.
+    """
+
+    verb: str
+    backend: str
+    name: str
+    endpoint: Endpoint | None = None
+    id: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.backend}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do to HAProxy.
+
+    Attributes:
+        changes: in the order in which they are to be applied.
+        suspected: healthy servers that went missing without their job seen as ended. Pass them to the next ``plan``.
+        held: those of them that this plan leaves alone because they are too many to trust one observation.
+    """
+
+    changes: Sequence[Change] = ()
+    suspected: AbstractSet[tuple[str, str]] = frozenset()
+    held: Sequence[Server] = ()
+
+
+def plan(
+    endpoints: Iterable[Endpoint],
+    gateway: Gateway,
+    accounted: AbstractSet[int] = frozenset(),
+    suspected: AbstractSet[tuple[str, str]] = frozenset(),
+    max_removal_share: float = 0.5,
+) -> Plan:
+    """Plan the changes that make HAProxy's servers those of ``endpoints``.
+
+    A server that is no longer wanted drains first and is removed once it is idle, so that no stream is cut.
+
+    Args:
+        endpoints: the endpoints that should get new requests.
+        gateway: what HAProxy has. Endpoints of backends that it does not have are left out.
+        accounted: ids of jobs that Slurm showed in this observation: their servers' removal is no surprise.
+        suspected: ``Plan.suspected`` of the previous observation.
+        max_removal_share: the share of healthy servers that may vanish without an account in one observation.
+    """
+    wanted = {(endpoint.backend, endpoint.name): endpoint for endpoint in endpoints if endpoint.backend in gateway.queued}
+    present = {(server.backend, server.name): server for server in gateway.servers}
+
+    surplus = [server for key, server in present.items() if not _serves(wanted.get(key), server)]
+    healthy = [server for server in gateway.servers if server.up and server.admin == "ready"]
+    missing = [server for server in surplus if server in healthy and server.job_id not in accounted]
+    newly_suspected = frozenset((server.backend, server.name) for server in missing)
+    doubtful = len(missing) > max_removal_share * len(healthy) and not newly_suspected <= suspected
+    held = missing if doubtful else []
+
+    leaving = [server for server in surplus if server not in held]
+    return Plan(
+        changes=(
+            *_additions(wanted, present, gateway.servers),
+            *(Change(READY, *key) for key in sorted(wanted) if key in present and _needs_ready(wanted[key], present[key])),
+            *(Change(DRAIN, server.backend, server.name) for server in leaving if server.admin == "ready"),
+            *(Change(REMOVE, server.backend, server.name) for server in leaving if server.admin != "ready" and not server.in_flight),
+        ),
+        suspected=newly_suspected,
+        held=tuple(held),
+    )
+
+
+def _serves(endpoint: Endpoint | None, server: Server) -> bool:
+    return endpoint is not None and (endpoint.address, endpoint.port) == (server.address, server.port)
+
+
+def _needs_ready(endpoint: Endpoint, server: Server) -> bool:
+    return server.admin != "ready" and _serves(endpoint, server)
+
+
+def _additions(
+    wanted: dict[tuple[str, str], Endpoint], present: dict[tuple[str, str], Server], servers: Sequence[Server]
+) -> Iterable[Change]:
+    # HAProxy 2.6 collides on hash rings where ids are not given, so each server gets the lowest one that is free.
+    taken: dict[str, set[int]] = {}
+    for server in servers:
+        taken.setdefault(server.backend, set()).add(server.id)
+    for key in sorted(wanted):
+        if key not in present:
+            ids = taken.setdefault(key[0], set())
+            number = next(number for number in count(_FIRST_ID) if number not in ids)
+            ids.add(number)
+            yield Change(ADD, *key, endpoint=wanted[key], id=number)

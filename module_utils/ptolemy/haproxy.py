@@ -1,0 +1,205 @@
+"""The HAProxy adapter: what servers the gateway has, and the changes to them, all by its runtime API.
+
+The command sequence was measured on HAProxy 2.6 and 3.0: a dynamic server starts in maintenance without health checks,
+is deleted only from maintenance and without connections, and is lost at every reload, which the next tick mends.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import socket
+from dataclasses import dataclass
+from typing import Mapping, Sequence
+
+from .errors import ChangeError, ObservationError
+
+BACKEND_PREFIX = "svc_"
+_SERVER_NAME = re.compile(r"j(\d+)r(\d+)p(\d+)")
+_FORCED_MAINT, _FORCED_DRAIN = 0x01, 0x08  # srv_admin_state, management.txt, "show servers state"
+_OP_RUNNING = 2  # srv_op_state
+
+# `observe` and `on-error` take a killed server out at its first refused connection: it refuses instantly, and leastconn
+# would love it. Its health is checked every second; one good check brings it back.
+_CHECK = (
+    "check inter 1s fastinter 500ms downinter 1s fall 2 rise 1"
+    " observe layer4 error-limit 1 on-error mark-down on-marked-down shutdown-sessions"
+)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A llama-server that HAProxy should route to."""
+
+    backend: str
+    name: str
+    address: str
+    port: int
+    slots: int
+
+    @property
+    def where(self) -> str:
+        """Address and port in HAProxy's notation."""
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A dynamic server that HAProxy has.
+
+    Attributes:
+        backend, name: HAProxy's names for it.
+        id: its numeric id, unique in the backend.
+        address, port: where it points to.
+        admin: ``ready``, ``drain`` or ``maint``: what it was told.
+        up: its health check passes.
+        in_flight: requests that it is answering now.
+        slots: its maxconn.
+    """
+
+    backend: str
+    name: str
+    id: int
+    address: str
+    port: int
+    admin: str
+    up: bool
+    in_flight: int
+    slots: int
+
+    @property
+    def job_id(self) -> int:
+        """The Slurm job that it belongs to."""
+        return int(self.name[1 : self.name.index("r")])
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """One observation of HAProxy.
+
+    Attributes:
+        pid: the process that answered; another one means a restart or reload, and that dynamic servers were lost.
+        queued: requests that wait for a slot, by backend; its keys are the backends that the configuration has.
+        servers: the dynamic servers of those backends.
+    """
+
+    pid: int
+    queued: Mapping[str, int]
+    servers: Sequence[Server]
+
+
+def backend_name(service: str) -> str:
+    """The name of a service's backend in HAProxy."""
+    return BACKEND_PREFIX + service
+
+
+def server_name(job_id: int, restart: int, port: int) -> str:
+    """The name of an endpoint's server: another run of the job, or another port, is another server."""
+    return f"j{job_id}r{restart}p{port}"
+
+
+class HAProxy:
+    """HAProxy's runtime API on its admin socket.
+
+    Args:
+        path: the socket, opened anew for each call.
+        timeout: seconds that one command may take.
+    """
+
+    def __init__(self, path: str, timeout: float = 5.0) -> None:
+        self._path = path
+        self._timeout = timeout
+
+    def observe(self) -> Gateway:
+        """What HAProxy has now.
+
+        Raises:
+            ObservationError: the socket fails, or its answer cannot be read.
+        """
+        try:
+            answers = [self._ask(command) for command in ("show info", "show stat -1 6 -1", "show servers state")]
+        except OSError as error:
+            raise ObservationError(f"HAProxy's socket {self._path}: {error}") from error
+        try:
+            return parse(*answers)
+        except (KeyError, IndexError, ValueError) as error:
+            raise ObservationError(f"HAProxy's socket {self._path} answered what cannot be read ({error!r})") from error
+
+    def add(self, endpoint: Endpoint, number: int) -> None:
+        """Add a server; it stays in maintenance until ``ready``.
+
+        Raises:
+            ChangeError: HAProxy refused it or gave no answer.
+        """
+        name = f"{endpoint.backend}/{endpoint.name}"
+        self._change(f"add server {name} {endpoint.where} id {number} {_CHECK} maxconn {endpoint.slots}", "New server registered.")
+
+    def ready(self, backend: str, name: str) -> None:
+        """Check a server's health and send it requests. Raises ChangeError as ``add``."""
+        self._change(f"enable health {backend}/{name}")
+        self._change(f"set server {backend}/{name} state ready")
+
+    def drain(self, backend: str, name: str) -> None:
+        """Send a server no new request; running ones go on. Raises ChangeError as ``add``."""
+        self._change(f"set server {backend}/{name} state drain")
+
+    def remove(self, backend: str, name: str) -> None:
+        """Remove an idle server. Raises ChangeError as ``add``, also where it is not idle after all."""
+        self._change(f"set server {backend}/{name} state maint")
+        self._change(f"del server {backend}/{name}", "Server deleted.")
+
+    def _change(self, command: str, expected: str = "") -> None:
+        try:
+            answer = self._ask(command).strip()
+        except OSError as error:
+            raise ChangeError(f"HAProxy's socket {self._path}: {error}") from error
+        if answer != expected:
+            raise ChangeError(f"HAProxy answered {answer!r} to {command!r}")
+
+    def _ask(self, command: str) -> str:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(self._timeout)
+            connection.connect(self._path)
+            connection.sendall(command.encode() + b"\n")
+            pieces = iter(lambda: connection.recv(65536), b"")
+            return b"".join(pieces).decode(errors="replace")
+
+
+def parse(info: str, stat: str, state: str) -> Gateway:
+    """Read the answers to ``show info``, ``show stat`` (backends and servers) and ``show servers state``.
+
+    Raises:
+        KeyError, IndexError, ValueError: an answer lacks what it must have.
+    """
+    facts = dict(line.split(": ", 1) for line in info.splitlines() if ": " in line)
+    rows = list(csv.DictReader(io.StringIO(stat.lstrip("# "))))
+    queued = {row["pxname"]: int(row["qcur"] or 0) for row in rows if row["type"] == "1" and row["pxname"].startswith(BACKEND_PREFIX)}
+    counters = {(row["pxname"], row["svname"]): row for row in rows if row["type"] == "2"}
+
+    lines = state.strip().splitlines()
+    if not lines or lines[0].strip() != "1":
+        raise ValueError("unknown version of 'show servers state'")
+    columns = lines[1].lstrip("# ").split()
+    servers = []
+    for line in lines[2:]:
+        server = dict(zip(columns, line.split()))
+        backend, name = server["be_name"], server["srv_name"]
+        if backend not in queued or not _SERVER_NAME.fullmatch(name):
+            continue  # not one of ours: the configuration's own
+        counter = counters[backend, name]
+        admin = int(server["srv_admin_state"])
+        servers.append(
+            Server(
+                backend=backend,
+                name=name,
+                id=int(server["srv_id"]),
+                address=server["srv_addr"],
+                port=int(server["srv_port"]),
+                admin="maint" if admin & _FORCED_MAINT else "drain" if admin & _FORCED_DRAIN else "ready",
+                up=int(server["srv_op_state"]) >= _OP_RUNNING and not admin & _FORCED_MAINT,
+                in_flight=int(counter["scur"] or 0),
+                slots=int(counter["slim"] or 0),
+            )
+        )
+    return Gateway(int(facts["Pid"]), queued, tuple(sorted(servers, key=lambda server: (server.backend, server.name))))

@@ -1,0 +1,79 @@
+"""The job script: the site's template, filled in with one service."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from string import Template
+from typing import Any
+
+from .config import Service, Site
+from .errors import ConfigError
+from .record import STARTING, Record, encode
+from .slurm import job_name
+
+
+def script(template: str, site: Site, service: Service) -> str:
+    """Return the batch script of one replica.
+
+    Args:
+        template: text with ``$name`` places, see roles/replica_jobs/templates/replica.sh.j2.
+        site: the site.
+        service: what the replica serves.
+
+    Raises:
+        ConfigError: the template names a place that is unknown.
+    """
+    options = [
+        f"--job-name={job_name(service.name)}",
+        f"--comment={encode(Record(service.name, service.revision, 0, STARTING))}",
+        f"--partition={service.partition}",
+        "--nodes=1",
+        "--ntasks=1",
+        f"--gres=gpu:{service.gpus}",
+        f"--cpus-per-task={service.cpus_per_gpu * service.gpus}",
+        f"--mem={_times(service.memory_per_gpu, service.gpus)}",
+        f"--time={service.time_limit}",
+        f"--signal=B:USR1@{service.drain_before_end}",
+        f"--output={site.job_log}",
+        "--open-mode=append",
+        "--chdir=/",
+        "--no-requeue",
+        *service.sbatch_options,
+    ]
+    places = {
+        "service": service.name,
+        "revision": service.revision,
+        "lib": shlex.quote(site.lib),
+        "sbatch_options": "\n".join(f"#SBATCH {shlex.quote(option)}" for option in options),
+        "spec": json.dumps(spec(site, service), indent=1),
+    }
+    try:
+        return Template(template).substitute(places)
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"{site.job_template}: unknown place {error}; known are ${', $'.join(sorted(places))}") from error
+
+
+def spec(site: Site, service: Service) -> dict[str, Any]:
+    """What ``ptolemy replica`` reads on its standard input."""
+    return {
+        "service": service.name,
+        "revision": service.revision,
+        "llama_server": site.llama_server,
+        "model_path": service.model_path,
+        "key_file": site.backend_key_file,
+        "servers_per_gpu": service.servers_per_gpu,
+        "slots": service.slots,
+        "context": service.context,
+        "flags": list(service.flags),
+        "port_first": site.port_first,
+        "port_last": site.port_last,
+        "start_timeout": service.start_timeout,
+        "stop_grace": service.stop_grace,
+    }
+
+
+def _times(memory: str, gpus: int) -> str:
+    """("32G", 2) -> "64G"."""
+    number = memory.rstrip("KMGTkmgt")
+    return f"{int(number) * gpus}{memory[len(number) :]}"

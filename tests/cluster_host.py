@@ -1,0 +1,138 @@
+"""What the tests that need a cluster know of it: its hosts, its gateway, and how to wait for something."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "load"))
+
+from chat_load import Load, Result
+
+ROOT = Path(__file__).parents[1]
+SERVICES = ("demo", "demo-b")
+REQUESTS = int(os.environ.get("PTOLEMY_TEST_REQUESTS", "400"))
+OUTAGE = float(os.environ.get("PTOLEMY_TEST_OUTAGE", "20"))  # seconds without slurmctld
+
+
+class Cluster:
+    """A lab that is up; see lab/verify for the environment."""
+
+    def __init__(self) -> None:
+        self.prefix = os.environ["PTOLEMY_TEST_PREFIX"]
+        self.base_url = os.environ["PTOLEMY_TEST_BASE_URL"]
+        self.api_key = Path(os.environ["PTOLEMY_TEST_API_KEY_FILE"]).read_text().strip()
+
+    def run(self, host: str, *argv: str, user: str = "root", check: bool = True, stdin: str | None = None, timeout: float = 60) -> str:
+        """Run a command on a host; returns what it printed."""
+        command = ["podman", "exec", "-i", "--user", user, f"{self.prefix}-{host}", *argv]
+        done = subprocess.run(command, input=stdin or "", capture_output=True, text=True, timeout=timeout, check=False)
+        assert not (check and done.returncode), f"{' '.join(argv)} on {host}: {done.returncode} {done.stderr}{done.stdout}"
+        return done.stdout
+
+    def ansible(self, *arguments: str) -> dict:
+        """Run `ansible` on the head as an administrator would; returns the module's result."""
+        environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.json"}
+        environment["ANSIBLE_LOAD_CALLBACK_PLUGINS"] = "true"
+        done = subprocess.run(
+            ["ansible", "--inventory", str(ROOT / "inventory/lab"), "head", *arguments],
+            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert "{" in done.stdout, done.stderr
+        return json.loads(done.stdout[done.stdout.index("{") :])["plays"][0]["tasks"][0]["hosts"]["head"]
+
+    def status(self) -> dict:
+        return json.loads(self.run("head", "ptolemy", "status", "--json"))
+
+    def service(self, name: str) -> dict:
+        return next(row for row in self.status()["services"] if row["service"] == name)
+
+    def servers(self, name: str) -> dict[str, dict]:
+        """What HAProxy itself has for a service, by server name."""
+        rows = self.haproxy("show servers state svc_" + name).splitlines()
+        columns = rows[1].lstrip("# ").split()
+        found = (dict(zip(columns, row.split())) for row in rows[2:] if row.strip())
+        return {row["srv_name"]: row for row in found if row["srv_name"].startswith("j")}
+
+    def haproxy(self, command: str) -> str:
+        """Ask HAProxy's admin socket."""
+        program = (
+            "import socket, sys\n"
+            "s = socket.socket(socket.AF_UNIX); s.settimeout(10); s.connect('/run/haproxy/admin.sock')\n"
+            "s.sendall(sys.argv[1].encode() + b'\\n')\n"
+            "while piece := s.recv(65536): sys.stdout.write(piece.decode())\n"
+        )
+        return self.run("head", "python3", "-c", program, command)
+
+    def total(self, server: str) -> int:
+        """How many sessions a server has had."""
+        for row in self.haproxy("show stat -1 4 -1").splitlines():
+            if f",{server}," in row:
+                return int(row.split(",")[7])
+        return 0
+
+    def until(self, condition, what: str, timeout: float = 60) -> float:
+        """Wait for a condition; returns the seconds it took."""
+        began = time.monotonic()
+        while True:
+            with contextlib.suppress(AssertionError, json.JSONDecodeError):
+                if condition():
+                    return time.monotonic() - began
+            if time.monotonic() - began > timeout:
+                shown = self.run("head", "sh", "-c", "ptolemy status; squeue; journalctl -n 20 --no-pager -u ptolemyd", check=False)
+                raise AssertionError(f"not within {timeout:g} s: {what}\n{shown}")
+            time.sleep(0.1)
+
+    def until_ready(self, timeout: float = 120) -> None:
+        """Wait until every service has all its replicas, and nothing else is left."""
+
+        def settled() -> bool:
+            status = self.status()
+            return not status["stale_reason"] and all(
+                row["replicas_ready"] == row["replicas_wanted"] == len(row["replicas"])
+                and all(server["up"] and server["admin"] == "ready" for server in row["servers"])
+                for row in status["services"]
+            )
+
+        self.until(settled, "all replicas ready", timeout)
+
+    @contextlib.contextmanager
+    def load(self, requests: int = REQUESTS, clients: int = 64, least: int = 20):
+        """Send a load beside the test's own steps; entered once `least` requests are answered, left when all are."""
+        load = Load(self.base_url, self.api_key, SERVICES, requests, clients)
+        thread = threading.Thread(target=lambda: asyncio.run(load.run()))
+        thread.start()
+        try:
+            self.until(lambda: load.result.answered >= least or not thread.is_alive(), "a load under way")
+            assert thread.is_alive(), "the load was over before the test began; raise PTOLEMY_TEST_REQUESTS"
+            yield load
+        finally:
+            thread.join(900)
+        assert not thread.is_alive(), "the load never ended"
+
+
+def unharmed(result: Result, requests: int = REQUESTS) -> None:
+    """Every request got its whole answer."""
+    assert not result.errors
+    assert result.answered == requests
+
+
+@pytest.fixture(scope="session")
+def shared() -> Cluster:
+    return Cluster()
+
+
+@pytest.fixture
+def cluster(shared: Cluster) -> Cluster:
+    """The cluster, settled before each test."""
+    shared.until_ready()
+    return shared

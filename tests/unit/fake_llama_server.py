@@ -1,0 +1,39 @@
+#!/usr/bin/env python3
+"""A stand-in for llama-server: /health, /v1/models and /metrics on its port; dies when told to by files beside it."""
+
+import json
+import os
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ARGUMENTS = dict(zip(sys.argv[1:], sys.argv[2:]))
+PORT = int(ARGUMENTS["--port"])
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        if (HERE / "die").exists():
+            (HERE / "die").unlink()
+            os._exit(3)
+        busy = (HERE / "busy").exists()
+        body = {
+            "/health": b'{"status":"ok"}',
+            "/v1/models": json.dumps({"data": [{"id": ARGUMENTS["--alias"]}]}).encode(),
+            "/metrics": f"llamacpp:requests_processing {int(busy)}\nllamacpp:requests_deferred 0\n".encode(),
+        }[self.path]
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+if (HERE / "broken").exists():
+    sys.exit(1)
+with (HERE / "started").open("a") as file:
+    file.write(f"{PORT} {os.environ.get('CUDA_VISIBLE_DEVICES')} {' '.join(sys.argv[1:])}\n")
+ThreadingHTTPServer(("127.0.0.1", PORT), Handler).serve_forever()

@@ -1,0 +1,92 @@
+"""The services file: what is missing or wrong is named, and a revision changes exactly when a replica would."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from dataclasses import replace
+
+import pytest
+
+from ptolemy.config import load, parse
+from ptolemy.errors import ConfigError
+from ptolemy.job import script
+from values import SITE, service
+
+RAW = {
+    "site": {"user": "ptolemy", "uid": 6030, "llama_cpp": "b1"},
+    "services": {"chat": {"model": "m", "model_path": "/m.gguf", "model_sha256": "0" * 64, "replicas": 2, "partition": "gpu"}},
+}
+TEMPLATE = "#!/bin/bash\n$sbatch_options\n# $service $revision\nexport PYTHONPATH=$lib\nexec cat <<'SPEC'\n$spec\nSPEC\n"
+
+
+def test_a_services_file_is_read(tmp_path):
+    path = tmp_path / "services.json"
+    path.write_text(json.dumps(RAW))
+    config = load(str(path))
+    assert config.services["chat"].replicas == 2
+    assert config.services["chat"].llama_cpp == "b1"
+
+
+def changed(path, value):
+    raw = json.loads(json.dumps(RAW))
+    *parents, last = path
+    place = raw
+    for parent in parents:
+        place = place[parent]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return raw
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["services"], None, "f: services: must be an object"),
+        (["site", "uid"], None, "f: site.uid: missing"),
+        (["site", "uid"], "6030", "f: site.uid: must be a whole number"),
+        (["services", "chat", "model"], None, "f: services.chat.model: missing"),
+        (["services", "chat", "gpuss"], 1, "f: services.chat.gpuss: unknown key"),
+        (["services", "chat", "replicas"], True, "f: services.chat.replicas: must be a whole number"),
+        (["services", "chat", "flags"], "-b 1", "f: services.chat.flags: must be a list of strings"),
+        (["services", "chat", "partition"], "a\n#SBATCH", "f: services.chat.partition: must be a string of one line"),
+        (["services", "Chat!"], {}, "f: services.Chat!: a service's name must match"),
+        (["services", "chat"], [], "f: services.chat: must be an object"),
+    ],
+)
+def test_what_is_wrong_is_named(path, value, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse(changed(path, value), "f")
+
+
+def test_a_file_that_is_missing_or_no_json_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.json: No such file"):
+        load(str(tmp_path / "none.json"))
+    (tmp_path / "half.json").write_text('{"site":')
+    with pytest.raises(ConfigError, match=r"half\.json: not JSON"):
+        load(str(tmp_path / "half.json"))
+
+
+def test_a_revision_follows_what_decides_how_a_replica_runs_and_nothing_else():
+    base = service()
+    for field, value in {"model_sha256": "1" * 64, "llama_cpp": "b2", "gpus": 2, "slots": 9, "context": 1, "flags": ("-b",)}.items():
+        assert replace(base, **{field: value}).revision != base.revision
+    for field, value in {"replicas": 5, "time_limit": "1:00", "sbatch_options": ("--nice",), "partition": "high"}.items():
+        assert replace(base, **{field: value}).revision == base.revision
+
+
+def test_the_job_script_is_bash_and_hands_its_spec_on_unchanged():
+    hostile = service(flags=("--grammar", "root ::= \"$HOME\" '`id`'"), sbatch_options=("--account=it's mine",), gpus=2)
+    text = script(TEMPLATE, SITE, hostile)
+    printed = subprocess.run(["bash"], input=text, capture_output=True, text=True, check=True).stdout
+    assert json.loads(printed)["flags"] == list(hostile.flags)
+    assert "#SBATCH --gres=gpu:2" in text
+    assert "#SBATCH --mem=32G" in text
+
+
+def test_a_template_with_an_unknown_place_is_refused_by_name():
+    with pytest.raises(ConfigError, match="gpuss"):
+        script("$gpuss", SITE, service())

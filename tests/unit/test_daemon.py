@@ -1,0 +1,118 @@
+"""The daemon: a failed observation takes nothing away and is told; what people see is true."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+
+import pytest
+
+from ptolemy import status
+from ptolemy.daemon import Daemon
+from ptolemy.errors import ObservationError
+from values import gateway, job, server, service
+
+CHAT = service(replicas=1, llama_cpp="")
+
+
+class Source:
+    """Stands for Slurm or HAProxy: answers what it is set to, remembers what it is asked to change."""
+
+    def __init__(self, answer):
+        self.answer, self.calls = answer, []
+
+    def jobs(self):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    observe = jobs
+
+    def __getattr__(self, verb):
+        return lambda *arguments: self.calls.append((verb, *arguments))
+
+
+@pytest.fixture
+def daemon(tmp_path):
+    fields = {key: CHAT.__dict__[key] for key in ("model", "model_path", "model_sha256", "replicas", "partition")}
+    site = {"user": "ptolemy", "uid": 6030, "status_file": str(tmp_path / "status.json"), "job_template": str(tmp_path / "replica.sh")}
+    (tmp_path / "replica.sh").write_text("#!/bin/bash\n$sbatch_options\n")
+    (tmp_path / "services.json").write_text(json.dumps({"site": site, "services": {"chat": fields}}))
+    made = Daemon(str(tmp_path / "services.json"))
+    made._slurm, made._haproxy = Source([]), Source(gateway())
+    return made
+
+
+def seen(daemon):
+    return status.read(daemon.config.site.status_file)
+
+
+def test_a_tick_submits_what_is_missing_and_says_so_in_one_sentence(daemon):
+    assert daemon.tick() == "submit chat"
+    assert seen(daemon)["last_change"]["sentence"] == "submit chat"
+    daemon._slurm.answer = [job(1, CHAT, "starting")]
+    assert daemon.tick() == ""
+
+
+def test_while_slurm_gives_no_answer_nothing_is_removed_and_the_view_is_stale(daemon, caplog):
+    daemon._slurm.answer, daemon._haproxy.answer = [job(1, CHAT)], gateway(server(1))
+    daemon.tick()
+    daemon._slurm.answer = ObservationError("squeue gave no answer within 15 s")
+    with caplog.at_level(logging.WARNING):
+        assert daemon.tick() == ""
+        daemon.tick()
+    assert [message for message in caplog.messages if "squeue" in message] == ["squeue gave no answer within 15 s"]
+    assert not daemon._haproxy.calls
+    assert not daemon._slurm.calls
+    shown = seen(daemon)
+    assert shown["counters"]["skipped"] == 2
+    assert "the view is stale since" in "\n".join(status.render(shown, time.time()))
+    assert shown["services"][0]["servers"]
+
+
+def test_a_restarted_haproxy_gets_its_servers_back_even_without_slurm(daemon):
+    daemon._slurm.answer, daemon._haproxy.answer = [job(1, CHAT)], gateway(server(1))
+    daemon.tick()
+    daemon._slurm.answer, daemon._haproxy.answer = ObservationError("away"), gateway()
+    assert daemon.tick() == "add svc_chat/j1r0p20000"
+
+
+def test_while_haproxy_gives_no_answer_no_job_is_touched(daemon):
+    daemon._haproxy.answer = ObservationError("no socket")
+    assert daemon.tick() == ""
+    assert not daemon._slurm.calls
+
+
+def test_a_wrong_services_file_leaves_the_last_good_one_in_force(daemon, caplog):
+    with open(daemon._path, "a") as file:
+        file.write("}")
+    daemon._slurm.answer = [job(1, CHAT)]
+    with caplog.at_level(logging.WARNING):
+        assert daemon.tick() == "add svc_chat/j1r0p20000"
+    assert "the last good one stays in force" in caplog.text
+    assert list(daemon.config.services) == ["chat"]
+
+
+def test_status_shows_services_replicas_and_servers(daemon):
+    daemon._slurm.answer, daemon._haproxy.answer = [job(1, CHAT, end=time.time() + 600)], gateway(server(1, in_flight=2))
+    daemon.tick()
+    text = "\n".join(status.render(seen(daemon), time.time()))
+    assert "chat: 1 of 1 replicas ready, 2 requests running, 0 queued" in text
+    assert "job 1 RUNNING on n1: ready" in text
+    assert "j1r0p20000 10.0.0.1:20000 ready up, 2 of 8 slots busy" in text
+
+
+def test_a_daemon_that_says_nothing_is_called_stale(daemon):
+    daemon.tick()
+    assert "ptolemyd has said nothing for" in next(status.render(seen(daemon), time.time() + 3600))
+
+
+def test_wait_ends_when_every_replica_is_ready_and_gives_up_in_time(daemon, capsys):
+    path = daemon.config.site.status_file
+    daemon.tick()
+    assert not status.wait(path, 0)
+    daemon._slurm.answer, daemon._haproxy.answer = [job(1, CHAT)], gateway(server(1))
+    daemon.tick()
+    assert status.wait(path, 5)
+    assert "chat 1/1" in capsys.readouterr().out

@@ -1,0 +1,101 @@
+"""The HAProxy adapter: its answers become values, commands are those that were measured, a failed socket is an error."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import pytest
+
+from ptolemy.errors import ChangeError, ObservationError
+from ptolemy.haproxy import HAProxy, parse
+from values import endpoint
+
+INFO = "Name: HAProxy\nPid: 42\nUptime_sec: 7\n"
+STAT = (
+    "# pxname,svname,qcur,scur,slim,status,type,\n"
+    "stats,BACKEND,0,0,900,UP,1,\n"
+    "svc_chat,hold,0,1,1,UP,2,\n"
+    "svc_chat,j7r0p20000,0,3,8,UP,2,\n"
+    "svc_chat,j8r0p20000,0,1,8,DOWN,2,\n"
+    "svc_chat,j9r0p20000,0,0,8,MAINT,2,\n"
+    "svc_chat,BACKEND,5,4,900,UP,1,\n"
+)
+STATE = (
+    "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_port\n"
+    "2 svc_chat 1 hold 0.0.0.0 2 0 0\n"
+    "2 svc_chat 1000 j7r0p20000 10.0.0.1 2 0 20000\n"
+    "2 svc_chat 1001 j8r0p20000 10.0.0.2 0 8 20000\n"
+    "2 svc_chat 1002 j9r0p20000 10.0.0.3 0 1 20000\n"
+    "3 other 1 j1r0p1 10.0.0.9 2 0 1\n"
+)
+
+
+def test_an_observation_holds_our_servers_and_the_queue():
+    seen = parse(INFO, STAT, STATE)
+    assert (seen.pid, dict(seen.queued)) == (42, {"svc_chat": 5})
+    assert [(server.name, server.admin, server.up, server.in_flight, server.slots, server.id) for server in seen.servers] == [
+        ("j7r0p20000", "ready", True, 3, 8, 1000),
+        ("j8r0p20000", "drain", False, 1, 8, 1001),
+        ("j9r0p20000", "maint", False, 0, 8, 1002),
+    ]
+    assert seen.servers[0].job_id == 7
+
+
+@pytest.fixture
+def fake(tmp_path):
+    """An admin socket that gives canned answers and remembers the commands."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "admin.sock"))
+    listener.listen()
+    commands, answers = [], {}
+
+    def serve():
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                command = connection.recv(65536).decode().strip()
+                commands.append(command)
+                connection.sendall(next((answer for start, answer in answers.items() if command.startswith(start)), "").encode() + b"\n")
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield HAProxy(str(tmp_path / "admin.sock")), commands, answers
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    thread.join(5)
+
+
+def test_a_server_is_added_checked_and_made_ready(fake):
+    haproxy, commands, answers = fake
+    answers["add server"] = "New server registered."
+    haproxy.add(endpoint(7, address="fd00::1"), 1000)
+    haproxy.ready("svc_chat", "j7r0p20000")
+    assert commands[0].startswith("add server svc_chat/j7r0p20000 [fd00::1]:20000 id 1000 check ")
+    assert commands[0].endswith(" maxconn 8")
+    assert commands[1:] == ["enable health svc_chat/j7r0p20000", "set server svc_chat/j7r0p20000 state ready"]
+
+
+def test_a_refusal_is_an_error_that_says_what_haproxy_said(fake):
+    haproxy, _, answers = fake
+    answers["add server"] = "Already exists a server with the same name in backend."
+    with pytest.raises(ChangeError, match="Already exists"):
+        haproxy.add(endpoint(7), 1000)
+    answers["del server"] = "Server still has connections attached to it, cannot remove it."
+    with pytest.raises(ChangeError, match="still has connections"):
+        haproxy.remove("svc_chat", "j7r0p20000")
+
+
+def test_an_answer_that_cannot_be_read_is_a_failed_observation(fake):
+    haproxy, _, answers = fake
+    answers["show info"] = "nonsense"
+    with pytest.raises(ObservationError, match="cannot be read"):
+        haproxy.observe()
+
+
+def test_a_socket_that_is_gone_is_a_failed_observation(tmp_path):
+    with pytest.raises(ObservationError, match=r"admin\.sock"):
+        HAProxy(str(tmp_path / "admin.sock")).observe()

@@ -1,0 +1,233 @@
+"""The replica runner over a small fake llama-server and scontrol: what it starts, publishes, survives and ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ptolemy import replica
+from ptolemy.record import decode
+
+DEADLINE = 20.0
+FIRST = 21000
+# The real runner, with shorter pauses.
+RUN = "import sys; from ptolemy import replica; replica.FIRST_PAUSE, replica.LEAVE_TIME = 0.05, 0.6; sys.exit(replica.main())"
+
+
+@pytest.fixture
+def node(tmp_path):
+    """A directory with everything that a compute node has."""
+    for name in ("model.gguf", "backend.key"):
+        (tmp_path / name).write_text("key\n")
+    program = tmp_path / "llama-server"
+    shutil.copy(Path(__file__).with_name("fake_llama_server.py"), program)
+    program.write_text(program.read_text().replace("#!/usr/bin/env python3", f"#!{sys.executable}", 1))
+    program.chmod(0o755)
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\n[ -e {tmp_path}/slurm-away ] && exit 1\nprintf "%s\\n" "$3" >> {tmp_path}/comments\n')
+    scontrol.chmod(0o755)
+    return tmp_path
+
+
+def spec(node, **fields):
+    given = {
+        "service": "chat",
+        "revision": "0123456789ab",
+        "llama_server": str(node / "llama-server"),
+        "model_path": str(node / "model.gguf"),
+        "key_file": str(node / "backend.key"),
+        "servers_per_gpu": 2,
+        "slots": 4,
+        "context": 512,
+        "flags": ["--cache-ram", "0"],
+        "port_first": FIRST,
+        "port_last": 24000,
+        "start_timeout": 15,
+        "stop_grace": 3,
+    }
+    return {**given, **fields}
+
+
+class Runner:
+    """A running replica, and what it has published so far."""
+
+    def __init__(self, node, **fields):
+        self.node = node
+        environment = {
+            **os.environ,
+            "PATH": f"{node}/bin:{os.environ['PATH']}",
+            "PYTHONPATH": str(Path(replica.__file__).parents[1]),
+            "SLURM_JOB_ID": "7",
+            "SLURM_JOB_GPUS": "0,2",
+            "CUDA_VISIBLE_DEVICES": "0,1",
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", RUN],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True,
+        )  # fmt: skip
+        self.process.stdin.write(json.dumps(spec(node, **fields)))
+        self.process.stdin.close()
+
+    def record(self):
+        path = self.node / "comments"
+        comments = path.read_text().splitlines() if path.exists() else []
+        return decode(comments[-1].removeprefix("Comment=")) if comments else None
+
+    def until(self, condition, what):
+        deadline = time.monotonic() + DEADLINE
+        while not condition():
+            assert time.monotonic() < deadline, f"never {what}: {self.log()}"
+            time.sleep(0.05)
+
+    def until_state(self, state):
+        self.until(lambda: self.record() is not None and self.record().state == state, state)
+        return self.record()
+
+    def started(self):
+        path = self.node / "started"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def log(self):
+        self.process.kill()
+        return self.process.stdout.read()
+
+
+@pytest.fixture
+def run(node):
+    runners = []
+
+    def start(**fields):
+        runners.append(Runner(node, **fields))
+        return runners[-1]
+
+    yield start
+    for runner in runners:
+        if runner.process.poll() is None:
+            runner.process.send_signal(signal.SIGTERM)
+            runner.process.wait(DEADLINE)
+        runner.process.stdout.close()
+
+
+def test_each_server_has_its_gpu_its_port_and_the_services_flags(run):
+    runner = run()
+    record = runner.until_state("ready")
+    assert record.ports == (FIRST, FIRST + 1, FIRST + 32, FIRST + 33)
+    assert record.slots == 4
+    by_port = {int(line.split()[0]): line for line in runner.started()}
+    assert [by_port[port].split()[1] for port in record.ports] == ["0", "0", "1", "1"]
+    assert "--ctx-size 2048" in by_port[FIRST]
+    assert by_port[FIRST].endswith("--cache-ram 0")
+    assert "key" not in by_port[FIRST].replace("--api-key-file", "").replace("backend.key", "")
+
+
+def test_a_port_that_somebody_holds_is_passed_over(run):
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("0.0.0.0", FIRST))
+        other.listen()
+        record = run(servers_per_gpu=1).until_state("ready")
+    assert record.ports == (FIRST + 32, FIRST + 1024)
+
+
+def test_a_server_that_dies_comes_back_on_its_port(run, node):
+    runner = run(servers_per_gpu=1)
+    ports = runner.until_state("ready").ports
+    (node / "die").touch()
+    with socket.create_connection(("127.0.0.1", ports[0])) as connection:
+        connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+        connection.recv(1)
+    runner.until(lambda: len(runner.started()) == 3, "started again")
+    assert runner.started()[2].split()[0] == str(ports[0])
+    assert runner.process.poll() is None
+
+
+def test_a_server_that_keeps_dying_ends_the_job_with_a_reason(run, node):
+    (node / "broken").touch()
+    runner = run(servers_per_gpu=1)
+    assert runner.process.wait(DEADLINE) == 1
+    assert runner.record().state == "failed"
+    assert "ended 5 times, the last time with status 1" in runner.record().reason
+
+
+def test_a_replica_that_never_gets_healthy_ends_with_a_reason(run, node):
+    (node / "llama-server").write_text("#!/bin/sh\nexec sleep 60\n")
+    runner = run(start_timeout=1)
+    assert runner.process.wait(DEADLINE) == 1
+    assert "not all servers were healthy within 1 s" in runner.record().reason
+
+
+def test_usr1_asks_to_be_drained_and_serves_on(run):
+    runner = run()
+    ports = runner.until_state("ready").ports
+    runner.process.send_signal(signal.SIGUSR1)
+    assert runner.until_state("draining").ports == ports
+    assert runner.process.poll() is None
+
+
+def test_term_waits_for_running_requests_then_stops_everything(run, node):
+    runner = run()
+    runner.until_state("ready")
+    (node / "busy").touch()
+    runner.process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        runner.process.wait(1.2)
+    (node / "busy").unlink()
+    assert runner.process.wait(DEADLINE) == 0
+    assert "stopped 4 servers" in runner.process.stdout.read()
+
+
+def test_term_does_not_wait_longer_than_the_grace(run, node):
+    runner = run(stop_grace=1)
+    runner.until_state("ready")
+    (node / "busy").touch()
+    runner.process.send_signal(signal.SIGTERM)
+    assert runner.process.wait(DEADLINE) == 0
+    assert "with 4 requests unfinished" in runner.process.stdout.read()
+
+
+def test_while_slurm_is_away_it_serves_and_publishes_later(run, node):
+    (node / "slurm-away").touch()
+    runner = run()
+    runner.until(lambda: len(runner.started()) == 4, "started")
+    (node / "slurm-away").unlink()
+    runner.until_state("ready")
+
+
+@pytest.mark.parametrize("lacking", ["model.gguf", "backend.key", "llama-server"])
+def test_what_a_node_lacks_is_named(run, node, lacking):
+    (node / lacking).unlink()
+    runner = run()
+    assert runner.process.wait(DEADLINE) == 1
+    assert lacking in runner.process.stdout.read()
+
+
+def test_ports_of_different_gpus_and_servers_never_meet():
+    dealt = [set(replica.ports_for(gpu, number, 20000, 29999)) for gpu in range(8) for number in range(16)]
+    assert len(set.union(*dealt)) == sum(map(len, dealt))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"SLURM_JOB_GPUS": "4,6", "CUDA_VISIBLE_DEVICES": "0,1"}, [(4, "0"), (6, "1")]),
+        ({"SLURM_JOB_GPUS": "1-3", "CUDA_VISIBLE_DEVICES": "1,2,3"}, [(1, "1"), (2, "2"), (3, "3")]),
+        ({"SLURM_JOB_GPUS": "5"}, [(5, "")]),
+    ],
+)
+def test_gpus_are_named_by_the_node_and_by_the_job(given, expected):
+    assert replica.gpus(given) == expected
+
+
+def test_a_job_without_a_gpu_is_told_why():
+    with pytest.raises(replica.ReplicaError, match="SLURM_JOB_GPUS"):
+        replica.gpus({})
