@@ -195,11 +195,21 @@ def labelled(settings: Settings) -> list[str]:
 def containers_down(settings: Settings) -> bool:
     """Remove the lab's containers and network; True if there was anything to remove."""
     names = sorted(labelled(settings))
+    for name in names:
+        _remove(name)
     if names:
-        capture(podman("rm", "--force", "--time", "10", *names), timeout=300)
         say(f"removed {' '.join(names)}")
     network = succeeds(["podman", "network", "exists", settings.prefix])
     if network:
         capture(["podman", "network", "rm", "--force", settings.prefix])
         say(f"removed network {settings.prefix}")
     return bool(names) or network
+
+
+def _remove(name: str, attempts: int = 4) -> None:
+    """Remove a container without waiting for its services; on a busy machine podman may need to be asked again."""
+    for _ in range(attempts):
+        if succeeds(podman("rm", "--force", "--time", "0", name), timeout=90) and inspect(name) is None:
+            return
+        time.sleep(3)
+    raise LabError(f"`podman rm --force {name}` failed {attempts} times; see `podman ps --all`")

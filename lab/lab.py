@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import containers
@@ -24,13 +26,27 @@ API_KEY_FILE = "api_key"
 
 def prepare(settings: Settings, steps: Steps) -> str:
     """Everything that is made once and cached. Returns the image's name."""
-    steps.begin(f"host image, Debian {settings.suite}")
-    image = images.ensure_image(settings)
-    steps.begin("llama.cpp source")
-    sdist = sources.ensure_sdist(settings)
-    steps.begin("demo model")
-    sources.ensure_model(settings, sdist)
+    with cache_lock(settings):
+        steps.begin(f"host image, Debian {settings.suite}")
+        image = images.ensure_image(settings)
+        steps.begin("llama.cpp source")
+        sdist = sources.ensure_sdist(settings)
+        steps.begin("demo model")
+        sources.ensure_model(settings, sdist)
     return image
+
+
+@contextlib.contextmanager
+def cache_lock(settings: Settings) -> Iterator[None]:
+    """Labs side by side share the cache: one fills it, the others wait."""
+    settings.cache.mkdir(parents=True, exist_ok=True)
+    with (settings.cache / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another lab is filling the cache: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def cmd_containers_up(settings: Settings, arguments: argparse.Namespace) -> None:
@@ -71,10 +87,19 @@ def cmd_up(settings: Settings, arguments: argparse.Namespace) -> None:
 
 
 def playbook(settings: Settings, name: str, extra: Sequence[str] = ()) -> None:
-    """Run a playbook with its output shown as it comes."""
+    """Run a playbook; its output is shown as it comes, each task with the time since the start."""
     argv = [str(Path(sys.executable).parent / "ansible-playbook"), "--inventory", str(INVENTORY), name, *extra]
     environment = {**os.environ, **settings.environment, "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"), "PYTHONUNBUFFERED": "1"}
-    code = subprocess.run(argv, cwd=CHECKOUT, env=environment, stdin=subprocess.DEVNULL, check=False).returncode
+    if sys.stdout.isatty() and "NO_COLOR" not in environment:
+        environment["ANSIBLE_FORCE_COLOR"] = "1"
+    with subprocess.Popen(
+        argv, cwd=CHECKOUT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            text = line.rstrip()
+            print(f"{text.rstrip(' *')} (+{elapsed()})" if text.startswith(("TASK [", "PLAY [", "RUNNING HANDLER [")) else text, flush=True)
+        code = running.wait()
     if code != 0:
         raise LabError(f"{name} failed (exit {code}) after {elapsed()}; what the hosts say: lab/diagnose.sh {settings.prefix}")
 

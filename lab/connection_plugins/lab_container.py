@@ -57,8 +57,11 @@ class Connection(ConnectionBase):
         pid = asked.stdout.strip()
         if asked.returncode != 0 or pid == "0":
             raise AnsibleConnectionFailure(f"container {name} is not running; `make lab` starts the lab: {asked.stderr.strip()}")
-        namespaces = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup")
-        self._prefix = ["nsenter", "--target", pid, *namespaces, "--root", "--wd=/root"]
+        enter = ["nsenter", "--no-fork", "--target", pid]
+        # Two steps, and a shell of the host between them. Left to fork for the process namespace by itself, nsenter stops when its
+        # child is stopped, as a container's shutdown does to all processes, and never reaps it: the container could not end.
+        self._prefix = [*enter, "--pid", "/bin/sh", "-c", '"$@"; exit $?', "sh"]
+        self._prefix += [*enter, "--mount", "--uts", "--ipc", "--net", "--cgroup", "--root", "--wd"]
         self._connected = True
         return self
 

@@ -13,9 +13,10 @@ import json
 import os
 import pwd
 import sys
+from typing import Any, BinaryIO, Dict, List, Optional
 
 
-def digest_of(path, copy_to=None):
+def digest_of(path: str, copy_to: Optional[BinaryIO] = None) -> str:
     """The file's sha256; on the way the bytes may be copied."""
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
@@ -28,16 +29,16 @@ def digest_of(path, copy_to=None):
                 copy_to.write(block)
 
 
-def stamp_path(path):
+def stamp_path(path: str) -> str:
     return os.path.join(os.path.dirname(path), "." + os.path.basename(path) + ".sha256")
 
 
-def state_of(path):
+def state_of(path: str) -> str:
     found = os.stat(path)
-    return "%d %d" % (found.st_size, found.st_mtime_ns)
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
-def read_stamp(path):
+def read_stamp(path: str) -> Optional[str]:
     """The hash of a file that has not changed since it was computed, else None."""
     try:
         with open(stamp_path(path)) as stream:
@@ -47,16 +48,17 @@ def read_stamp(path):
     return digest if state == state_of(path) else None
 
 
-def write_stamp(path, digest):
-    partial = "%s.%d" % (stamp_path(path), os.getpid())
+def write_stamp(path: str, digest: str) -> None:
+    partial = f"{stamp_path(path)}.{os.getpid()}"
     with open(partial, "w") as stream:
-        stream.write("%s %s\n" % (digest, state_of(path)))
+        stream.write(f"{digest} {state_of(path)}\n")
     os.replace(partial, stamp_path(path))
 
 
-def check(directory, wanted, read_only):
+def check(directory: str, wanted: Dict[str, str], read_only: bool) -> Dict[str, Any]:
     """For each file: absent, right or wrong (then with the hash found); and whether a stamp was written."""
-    states, stamped = {}, False
+    states: Dict[str, Dict[str, str]] = {}
+    stamped = False
     for name, expected in sorted(wanted.items()):
         path = os.path.join(directory, name)
         if not os.path.exists(path):
@@ -72,7 +74,7 @@ def check(directory, wanted, read_only):
     return {"files": states, "stamped": stamped}
 
 
-def install(directory, name, expected, source, owner, group):
+def install(directory: str, name: str, expected: str, source: str, owner: str, group: str) -> None:
     """Copies (or moves, if it is an incoming file) a source to its place, which sees a whole and right file or nothing new."""
     path = os.path.join(directory, name)
     incoming = os.path.join(directory, ".incoming-" + name)
@@ -85,7 +87,7 @@ def install(directory, name, expected, source, owner, group):
             with open(incoming, "xb") as target:  # never through a link
                 digest = digest_of(source, target)
         if digest != expected:
-            sys.exit("%s: its sha256 is %s, the catalogue wants %s; nothing was installed" % (source, digest, expected))
+            sys.exit(f"{source}: its sha256 is {digest}, the catalogue wants {expected}; nothing was installed")
         with open(incoming, "rb") as stream:
             os.fchmod(stream.fileno(), 0o644)
             os.fchown(stream.fileno(), pwd.getpwnam(owner).pw_uid, grp.getgrnam(group).gr_gid)
@@ -97,7 +99,7 @@ def install(directory, name, expected, source, owner, group):
             os.unlink(incoming)
 
 
-def main(arguments):
+def main(arguments: List[str]) -> None:
     if arguments[0] == "check":
         print(json.dumps(check(arguments[1], json.loads(arguments[2]), "--read-only" in arguments[3:])))
     else:
