@@ -48,7 +48,9 @@ class Cluster:
             cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         assert "{" in done.stdout, done.stderr
-        return json.loads(done.stdout[done.stdout.index("{") :])["plays"][0]["tasks"][0]["hosts"]["head"]
+        # Other callbacks print their own lines behind the JSON.
+        result, _ = json.JSONDecoder().raw_decode(done.stdout[done.stdout.index("{") :])
+        return result["plays"][0]["tasks"][0]["hosts"]["head"]
 
     def status(self) -> dict:
         return json.loads(self.run("head", "ptolemy", "status", "--json"))
