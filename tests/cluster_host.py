@@ -16,11 +16,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "load"))
 
-from chat_load import Load, Result
+from chat_load import Load
 
 ROOT = Path(__file__).parents[1]
 SERVICES = ("demo", "demo-b")
-REQUESTS = int(os.environ.get("PTOLEMY_TEST_REQUESTS", "400"))
+REQUESTS = int(os.environ.get("PTOLEMY_TEST_REQUESTS", "1000"))  # that a load has at least
+MOST_REQUESTS = 100_000
 OUTAGE = float(os.environ.get("PTOLEMY_TEST_OUTAGE", "20"))  # seconds without slurmctld
 
 
@@ -108,24 +109,26 @@ class Cluster:
         self.until(settled, "all replicas ready", timeout)
 
     @contextlib.contextmanager
-    def load(self, requests: int = REQUESTS, clients: int = 64, least: int = 20):
-        """Send a load beside the test's own steps; entered once `least` requests are answered, left when all are."""
-        load = Load(self.base_url, self.api_key, SERVICES, requests, clients)
+    def load(self, clients: int = 64):
+        """Send a load beside the test's own steps: REQUESTS at least, more while the steps last; every one must be answered well."""
+        load = Load(self.base_url, self.api_key, SERVICES, MOST_REQUESTS, clients)
         thread = threading.Thread(target=lambda: asyncio.run(load.run()))
         thread.start()
         try:
-            self.until(lambda: load.result.answered >= least or not thread.is_alive(), "a load under way")
-            assert thread.is_alive(), "the load was over before the test began; raise PTOLEMY_TEST_REQUESTS"
+            self.until(lambda: load.result.answered >= clients, "a load under way")
             yield load
+            self.until(lambda: load.sent >= REQUESTS, f"{REQUESTS} requests sent", 600)
+            assert load.sent < MOST_REQUESTS, "the load was over before the test's steps were"
         finally:
-            thread.join(900)
+            load.enough = True
+            thread.join(300)
         assert not thread.is_alive(), "the load never ended"
 
 
-def unharmed(result: Result, requests: int = REQUESTS) -> None:
+def unharmed(load: Load) -> None:
     """Every request got its whole answer."""
-    assert not result.errors
-    assert result.answered == requests
+    assert not load.result.errors
+    assert load.result.answered == load.sent
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ def stranger(cluster):
 def test_a_forged_job_is_never_read(cluster, stranger):
     servers = set(cluster.servers("demo"))
     forged = {"v": 1, "s": "demo", "r": cluster.service("demo")["revision"], "n": 0, "st": "ready", "p": str(PORT), "k": 4}
-    options = ["--job-name=ptolemy-demo", f"--comment={json.dumps(forged)}", "--gres=gpu:1", "--mem=100M", "--chdir=/tmp", "--output=/dev/null"]
+    options = ["--job-name=ptolemy-demo", f"--comment={json.dumps(forged)}", "--gres=gpu:1", "--chdir=/tmp", "--output=/dev/null"]
     job = cluster.run("head", "sbatch", "--parsable", *options, user=stranger, stdin=SCRIPT.format(port=PORT)).strip()
     cluster.until(lambda: cluster.run("head", "squeue", "-h", "-j", job, "-o", "%T").strip() == "RUNNING", "the forged job runs")
     seen = cluster.run("head", "squeue", "-h", "-j", job, "-o", "%u %j %k").strip()

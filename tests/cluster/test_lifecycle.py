@@ -14,7 +14,7 @@ def job_of(cluster, service="demo"):
 def test_a_load_of_streamed_and_whole_chats_has_no_errors(cluster):
     with cluster.load() as load:
         pass
-    unharmed(load.result)
+    unharmed(load)
 
 
 def test_a_cancelled_replica_gets_nothing_new_within_3_s_and_no_request_is_lost(cluster):
@@ -31,7 +31,7 @@ def test_a_cancelled_replica_gets_nothing_new_within_3_s_and_no_request_is_lost(
         total = cluster.total(server)
         cluster.until(lambda: server not in cluster.servers("demo"), f"{server} removed")
         assert total >= cluster.total(server)
-    unharmed(load.result)
+    unharmed(load)
     cluster.until_ready()
     assert job_of(cluster) != job
 
@@ -54,7 +54,7 @@ def test_a_killed_daemon_costs_nothing_and_plans_again_from_slurm_and_haproxy(cl
         cluster.run("head", "systemctl", "kill", "-s", "KILL", "ptolemyd")
         restarted = lambda: cluster.run("head", "systemctl", "show", "-p", "MainPID", "--value", "ptolemyd").strip() not in ("0", before)  # noqa: E731
         cluster.until(restarted, "ptolemyd restarted")
-    unharmed(load.result)
+    unharmed(load)
     cluster.until_ready()
     assert {replica["job"] for replica in cluster.service("demo")["replicas"]} == jobs
 
@@ -75,7 +75,7 @@ def test_a_restarted_haproxy_has_its_servers_back_within_2_s(cluster):
 def test_a_reloaded_haproxy_drops_no_request(cluster):
     with cluster.load() as load:
         cluster.run("head", "systemctl", "reload", "haproxy")
-    unharmed(load.result)
+    unharmed(load)
 
 
 def test_while_slurmctld_is_away_nothing_is_removed_and_status_says_since_when(cluster):
@@ -87,7 +87,7 @@ def test_while_slurmctld_is_away_nothing_is_removed_and_status_says_since_when(c
             time.sleep(OUTAGE)  # the length of the outage is what is tested, not a guess
             assert {service: set(cluster.servers(service)) for service in servers} == servers
             assert "STALE: the view is stale since" in cluster.run("head", "ptolemy", "status")
-        unharmed(load.result)
+        unharmed(load)
     finally:
         cluster.run("head", "systemctl", "start", "slurmctld")
     cluster.until(lambda: not cluster.status()["stale_reason"], "a fresh view", 60)
@@ -111,5 +111,5 @@ def test_a_replica_that_asks_to_be_drained_is_replaced_before_it_ends(cluster):
     with cluster.load() as load:
         cluster.run("head", "scancel", "--batch", "--signal=USR1", str(job))
         cluster.until(lambda: job not in [row["job"] for row in cluster.service("demo-b")["replicas"]], "the job is gone")
-    unharmed(load.result)
+    unharmed(load)
     cluster.until_ready()

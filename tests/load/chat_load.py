@@ -59,7 +59,8 @@ class Load:
         base_url: with /v1.
         api_key: the gateway's key.
         models: services to ask, in turn.
-        requests: how many in all.
+        requests: how many at the most.
+        enough: set it to send no further ones.
         clients: keep-alive clients, each with one request at a time.
         tokens: tokens that each answer may have.
     """
@@ -72,6 +73,7 @@ class Load:
     tokens: int = 4
     result: Result = field(default_factory=Result)
     sent: int = 0
+    enough: bool = False
 
     async def run(self) -> Result:
         began = time.monotonic()
@@ -84,6 +86,8 @@ class Load:
         headers = {"Authorization": f"Bearer {self.api_key}"}
         async with aiohttp.ClientSession(headers=headers, timeout=TIMEOUT, connector=aiohttp.TCPConnector(limit=1)) as session:
             for number in numbers:
+                if self.enough:
+                    return
                 self.sent += 1
                 try:
                     await (self._streamed if number % 2 else self._whole)(session, number)
