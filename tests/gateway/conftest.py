@@ -279,10 +279,17 @@ def make_certificate(directory: Path) -> str:
 
 @pytest.fixture(scope="session")
 def rendered() -> Iterator[dict[str, Gateway]]:
-    """The role's files in two variants: as by default, and with short times and TLS."""
     assert HAPROXY, "these tests need the program haproxy (apt-get install haproxy)"
     # Not pytest's own directory: the path of a Unix socket has at most 107 characters.
-    base = Path(tempfile.mkdtemp(prefix="ptgw-"))
+    with tempfile.TemporaryDirectory(prefix="ptgw-") as base:
+        gateways = render(Path(base))
+        yield gateways
+        for gateway in gateways.values():
+            gateway.log_socket.close()
+
+
+def render(base: Path) -> dict[str, Gateway]:
+    """Write the role's files in two variants: as by default, and with short times and TLS."""
     for name in ("default", "short"):
         (base / name).mkdir()
     short = {f"haproxy_{name}_timeout": value for name, value in (("server", "1s"), ("request", "1s"), ("queue", "2s"))}
@@ -317,10 +324,7 @@ def rendered() -> Iterator[dict[str, Gateway]]:
         [*command, HERE / "render.yml"], cwd=base, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    yield gateways
-    for gateway in gateways.values():
-        gateway.log_socket.close()
-    shutil.rmtree(base)
+    return gateways
 
 
 def run_gateway(gateway: Gateway) -> Iterator[Gateway]:
