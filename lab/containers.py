@@ -11,9 +11,10 @@ import resource
 import shutil
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
-from settings import LABEL, Settings
+from settings import CHECKOUT, LABEL, OWNER_LABEL, Settings
 from steps import LabError, capture, say, succeeds
 
 # Static addresses: slurmctld caches those of its nodes, and a restarted container would come back with another.
@@ -142,6 +143,7 @@ def _run_arguments(settings: Settings, host: str, image: str, known: dict[str, s
     for directory in (debs / "partial", ccache):
         directory.mkdir(parents=True, exist_ok=True)
     options = ["--name", container(settings, host), "--hostname", host, "--label", f"{LABEL}={settings.prefix}"]
+    options += ["--label", f"{OWNER_LABEL}={CHECKOUT}"]
     options += ["--network", settings.prefix, "--ip", known[host], "--network-alias", host]
     for other, address in known.items():
         options += ["--add-host", f"{other}:{address}"]
@@ -154,6 +156,7 @@ def _run_arguments(settings: Settings, host: str, image: str, known: dict[str, s
 
 def containers_up(settings: Settings, image: str, port: int | None) -> dict[str, str]:
     """Make the hosts that are missing, start those that stand still, leave the rest alone. Returns their addresses."""
+    _check_owner(settings)
     existing = {host: inspect(container(settings, host)) for host in HOSTS}
     gateway = existing[GATEWAY_HOST]
     if port is not None and not (gateway and gateway["State"]["Running"]):
@@ -192,8 +195,18 @@ def labelled(settings: Settings) -> list[str]:
     return capture(["podman", "ps", "--all", "--filter", ours, "--format", "{{.Names}}"]).split()
 
 
+def _check_owner(settings: Settings) -> None:
+    """Two checkouts with the same prefix would provision, and remove, each other's hosts."""
+    for name in labelled(settings):
+        found = inspect(name)
+        owner = found["Config"]["Labels"].get(OWNER_LABEL) if found else None
+        if owner and owner != str(CHECKOUT) and Path(owner).exists():
+            raise LabError(f"{name} belongs to the checkout {owner}: end that one first, or set LAB_PREFIX for a lab beside it")
+
+
 def containers_down(settings: Settings) -> bool:
     """Remove the lab's containers and network; True if there was anything to remove."""
+    _check_owner(settings)
     names = sorted(labelled(settings))
     for name in names:
         _remove(name)

@@ -14,6 +14,8 @@ DEFAULT_PREFIX = "ptolemy-lab"
 SUITES = ("trixie", "bookworm")
 # Every container, network and image of the lab carries this label, so that nothing else is ever removed.
 LABEL = "io.ptolemy.lab"
+# The checkout that made a container: another one must not take it for its own.
+OWNER_LABEL = "io.ptolemy.checkout"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,7 +58,7 @@ held:
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.ptolemy.backends import ADD, DRAIN, READY, REMOVE, Plan
+from ansible.module_utils.ptolemy.backends import ADD, DRAIN, READY, REMOVE, SEVER, Plan
 from ansible.module_utils.ptolemy.config import load
 from ansible.module_utils.ptolemy.controller import Applied, apply_backends, decide
 from ansible.module_utils.ptolemy.errors import PtolemyError
@@ -74,7 +74,7 @@ def difference(gateway: Gateway, plan: Plan) -> dict[str, str]:
         key = f"{change.backend}/{change.name}"
         if change.verb == REMOVE:
             after.pop(key, None)
-        else:
+        elif change.verb != SEVER:
             after[key] = {ADD: "ready", READY: "ready", DRAIN: "drain"}[change.verb]
     return {
         side: "".join(f"{name} {admin}\n" for name, admin in sorted(servers.items()))

@@ -1,6 +1,6 @@
 """The backends planner: from the endpoints that should be served and the servers that HAProxy has, to changes.
 
-Pure: no I/O, no clock. The order of changes is fixed: add, ready, drain, remove.
+Pure: no I/O, no clock. The order of changes is fixed: add, ready, drain, sever, remove.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import AbstractSet, Iterable, Sequence
 
 from .haproxy import Endpoint, Gateway, Server
 
-ADD, READY, DRAIN, REMOVE = "add", "ready", "drain", "remove"
+ADD, READY, DRAIN, SEVER, REMOVE = "add", "ready", "drain", "sever", "remove"
 _FIRST_ID = 1000  # HAProxy numbers the servers of its configuration from 1
 
 
@@ -20,8 +20,9 @@ class Change:
     """One change to one server of HAProxy.
 
     Attributes:
-        verb: ``add``, ``ready``, ``drain`` or ``remove``.
+        verb: ``add``, ``ready``, ``drain``, ``sever`` or ``remove``.
         backend, name: which server.
+        cut: how many requests that ends; only for ``sever``.
         endpoint, id: what to add, and under which numeric id; only for ``add``.
     """
 
@@ -30,9 +31,10 @@ class Change:
     name: str
     endpoint: Endpoint | None = None
     id: int = 0
+    cut: int = 0
 
     def __str__(self) -> str:
-        return f"{self.verb} {self.backend}/{self.name}"
+        return f"{self.verb} {self.backend}/{self.name}" + (f" ({self.cut} requests cut)" if self.cut else "")
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def plan(
     accounted: AbstractSet[int] = frozenset(),
     suspected: AbstractSet[tuple[str, str]] = frozenset(),
     max_removal_share: float = 0.5,
+    sever_after: float = 30.0,
 ) -> Plan:
     """Plan the changes that make HAProxy's servers those of ``endpoints``.
 
@@ -67,6 +70,8 @@ def plan(
         accounted: ids of jobs that Slurm showed in this observation: their servers' removal is no surprise.
         suspected: ``Plan.suspected`` of the previous observation.
         max_removal_share: the share of healthy servers that may vanish without an account in one observation.
+        sever_after: seconds that a server must have been down before the requests that it still holds are cut: a frozen
+            process never answers them, and their clients would wait for HAProxy's ``timeout server``.
     """
     wanted = {(endpoint.backend, endpoint.name): endpoint for endpoint in endpoints if endpoint.backend in gateway.queued}
     present = {(server.backend, server.name): server for server in gateway.servers}
@@ -84,6 +89,11 @@ def plan(
             *_additions(wanted, present, gateway.servers),
             *(Change(READY, *key) for key in sorted(wanted) if key in present and _needs_ready(wanted[key], present[key])),
             *(Change(DRAIN, server.backend, server.name) for server in leaving if server.admin == "ready"),
+            *(
+                Change(SEVER, server.backend, server.name, cut=server.in_flight)
+                for server in gateway.servers
+                if server.in_flight and not server.up and server.unchanged >= sever_after
+            ),
             *(Change(REMOVE, server.backend, server.name) for server in leaving if server.admin != "ready" and not server.in_flight),
         ),
         suspected=newly_suspected,

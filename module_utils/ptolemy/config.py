@@ -32,6 +32,7 @@ class Site:
         interval: seconds between two ticks.
         command_timeout: seconds that one Slurm command may take.
         max_removal_share: the share of healthy servers that one observation alone may remove, 0 to 1.
+        sever_after: seconds that a server must have been down before the requests that it still holds are cut.
         max_submissions: how many jobs one tick may submit.
     """
 
@@ -50,6 +51,7 @@ class Site:
     interval: float = 1.0
     command_timeout: float = 15.0
     max_removal_share: float = 0.5
+    sever_after: float = 30.0
     max_submissions: int = 8
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import AbstractSet, Callable, Iterable, Mapping, Sequence
 
 from . import backends, replicas
@@ -63,6 +64,7 @@ def decide(
         accounted=frozenset(job.id for job in jobs),
         suspected=suspected,
         max_removal_share=config.site.max_removal_share,
+        sever_after=config.site.sever_after,
     )
     if server_plan.held:
         # The same doubtful observation must not make the other planner replace what is still there.
@@ -106,18 +108,20 @@ class Applied:
 def apply_backends(plan: backends.Plan, haproxy: HAProxy, applied: Applied) -> None:
     """Apply a plan of the backends planner, in its order."""
     for change in plan.changes:
-        backend, name = change.backend, change.name
-        if change.verb == backends.ADD and change.endpoint is not None:
-            endpoint, number = change.endpoint, change.id
+        applied.attempt(str(change), partial(_change_server, haproxy, change))
 
-            def add(endpoint: Endpoint = endpoint, number: int = number) -> None:
-                haproxy.add(endpoint, number)
-                haproxy.ready(endpoint.backend, endpoint.name)
 
-            applied.attempt(str(change), add)
-        else:
-            action = {backends.READY: haproxy.ready, backends.DRAIN: haproxy.drain, backends.REMOVE: haproxy.remove}[change.verb]
-            applied.attempt(str(change), lambda action=action, backend=backend, name=name: action(backend, name))  # type: ignore[misc]
+def _change_server(haproxy: HAProxy, change: backends.Change) -> None:
+    if change.endpoint is not None:
+        haproxy.add(change.endpoint, change.id)
+    verbs = {
+        backends.ADD: haproxy.ready,
+        backends.READY: haproxy.ready,
+        backends.DRAIN: haproxy.drain,
+        backends.SEVER: haproxy.sever,
+        backends.REMOVE: haproxy.remove,
+    }
+    verbs[change.verb](change.backend, change.name)
 
 
 def apply_replicas(plan: replicas.Plan, config: Config, slurm: Slurm, applied: Applied) -> None:
@@ -126,10 +130,10 @@ def apply_replicas(plan: replicas.Plan, config: Config, slurm: Slurm, applied: A
     for name, missing in plan.submit.items():
         for _ in range(min(missing, room)):
             room -= 1
-            if not applied.attempt(f"submit {name}", lambda name=name: _submit(config, config.services[name], slurm)):  # type: ignore[misc]
+            if not applied.attempt(f"submit {name}", partial(_submit, config, config.services[name], slurm)):
                 break  # one refusal is enough: the next would be the same
     if plan.end:
-        applied.attempt("end " + ", ".join(map(str, plan.end)), lambda: slurm.cancel(plan.end))
+        applied.attempt("end " + ", ".join(map(str, plan.end)), partial(slurm.cancel, plan.end))
 
 
 def _submit(config: Config, service: Service, slurm: Slurm) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 from cluster_host import OUTAGE, unharmed
@@ -9,6 +10,12 @@ from cluster_host import OUTAGE, unharmed
 
 def job_of(cluster, service="demo"):
     return cluster.service(service)["replicas"][0]["job"]
+
+
+def process_on(cluster, replica):
+    """The process id of a replica's first llama-server on its node."""
+    listening = cluster.run(replica["host"], "ss", "-Hltnp", f"sport = :{replica['ports'][0]}")
+    return re.search(r"pid=(\d+)", listening)[1]
 
 
 def test_a_load_of_streamed_and_whole_chats_has_no_errors(cluster):
@@ -40,11 +47,27 @@ def test_a_killed_llama_server_costs_at_most_the_streams_that_it_was_sending(clu
     with cluster.load() as load:
         row = cluster.service("demo")["replicas"][0]
         running = cluster.service("demo")["servers"][0]["slots"]
-        pid = cluster.run(row["host"], "sh", "-c", f"ss -Hltnp 'sport = :{row['ports'][0]}' | grep -o 'pid=[0-9]*' | head -1 | cut -d= -f2")
-        cluster.run(row["host"], "kill", "-KILL", pid.strip())
+        cluster.run(row["host"], "kill", "-KILL", process_on(cluster, row))
     assert sum(load.result.errors.values()) <= running, load.result.errors
     cluster.until_ready()
     assert job_of(cluster) == row["job"], "the runner should have started the server again in the same job"
+
+
+def test_a_frozen_llama_server_leaves_at_once_and_its_requests_do_not_hang_for_ever(cluster):
+    row = cluster.service("demo")["replicas"][0]
+    server = next(name for name in cluster.servers("demo") if name.startswith(f"j{row['job']}r"))
+    slots = cluster.service("demo")["servers"][0]["slots"]
+    with cluster.load() as load:
+        pid = process_on(cluster, row)
+        cluster.run(row["host"], "kill", "-STOP", pid)
+        try:
+            cluster.until(lambda: cluster.servers("demo")[server]["srv_op_state"] == "0", "its health check fails", 10)
+            severed = lambda: f"sever svc_demo/{server}" in cluster.run("head", "journalctl", "-n", "50", "-u", "ptolemyd")  # noqa: E731
+            cluster.until(severed, "what it held is cut", 60)
+        finally:
+            cluster.run(row["host"], "kill", "-CONT", pid)
+    assert sum(load.result.errors.values()) <= slots, load.result.errors
+    cluster.until_ready()
 
 
 def test_a_killed_daemon_costs_nothing_and_plans_again_from_slurm_and_haproxy(cluster):

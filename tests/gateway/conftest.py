@@ -24,15 +24,15 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from ptolemy.errors import ChangeError
+from ptolemy.haproxy import Endpoint, HAProxy
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 HAPROXY = os.environ.get("HAPROXY") or shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin") or ""
 API_KEY = "sk-client-0123456789abcdef"
 BACKEND_KEY = "bk-server-0123456789abcdef"
 SERVICES = ["demo", "demo-b.v1"]
-# What ptolemyd says when it adds a server. Not `on-marked-down shutdown-sessions`: it would cut, at the first refused connection, the
-# requests that could still be sent to another server.
-SERVER_OPTIONS = "check inter 1s fall 2 rise 1 observe layer4 error-limit 1 on-error mark-down"
 
 
 def free_port() -> int:
@@ -119,22 +119,21 @@ class Gateway:
                 answer += chunk
         return answer.decode().strip()
 
-    def add(self, service: str, name: str, port: int, slots: int = 4, options: str = SERVER_OPTIONS) -> None:
-        """Add a server as ptolemyd does."""
+    def add(self, service: str, name: str, port: int, slots: int = 4) -> None:
+        """Add a server, by what ptolemyd itself uses."""
         self.next_id += 1
-        server = f"svc_{service}/{name}"
-        answer = self.ask(f"add server {server} 127.0.0.1:{port} id {self.next_id} maxconn {slots} {options}")
-        assert "New server registered" in answer, answer
-        assert self.ask(f"enable health {server}") == ""
-        assert self.ask(f"set server {server} state ready") == ""
+        ptolemyd = HAProxy(str(self.admin_socket))
+        ptolemyd.add(Endpoint(f"svc_{service}", name, "127.0.0.1", port, slots), self.next_id)
+        ptolemyd.ready(f"svc_{service}", name)
 
     def remove(self, service: str, name: str) -> None:
-        server = f"svc_{service}/{name}"
-        assert self.ask(f"set server {server} state maint") == ""
         deadline = time.monotonic() + 5
-        while "Server deleted" not in (answer := self.ask(f"del server {server}")):
-            assert time.monotonic() < deadline, answer
-            time.sleep(0.05)
+        while True:
+            try:
+                return HAProxy(str(self.admin_socket)).remove(f"svc_{service}", name)
+            except ChangeError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
 
     def servers(self, service: str) -> dict[str, str]:
         """The state of each server, by name."""

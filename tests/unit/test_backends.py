@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptolemy.backends import ADD, DRAIN, READY, REMOVE, plan
+from ptolemy.backends import ADD, DRAIN, READY, REMOVE, SEVER, plan
 from values import endpoint, gateway, server
 
 
@@ -50,6 +50,13 @@ def test_an_endpoint_without_a_backend_is_left_out():
     assert plan([endpoint(1, backend="svc_other")], gateway()).changes == ()
 
 
+def test_requests_on_a_server_that_stays_down_are_cut_and_counted():
+    frozen = server(1, up=False, in_flight=3, unchanged=30)
+    assert verbs(plan([endpoint(1)], gateway(frozen))) == ["sever svc_chat/j1r0p20000 (3 requests cut)"]
+    assert verbs(plan([endpoint(1)], gateway(replace(frozen, unchanged=29)))) == []
+    assert verbs(plan([endpoint(1)], gateway(replace(frozen, up=True)))) == []
+
+
 def test_a_mass_removal_without_account_is_held_until_two_observations_agree():
     seen = gateway(*(server(number) for number in range(1, 5)))
     first = plan([], seen)
@@ -84,6 +91,7 @@ SERVERS = st.lists(
         admin=st.sampled_from(["ready", "drain", "maint"]),
         up=st.booleans(),
         in_flight=st.integers(0, 2),
+        unchanged=st.sampled_from([0, 60]),
     ),
     unique_by=lambda made: (made.backend, made.name),
 )
@@ -97,7 +105,7 @@ ENDPOINTS = st.lists(
 def test_whatever_is_seen_the_plan_is_ordered_safe_and_converges(wanted, servers, accounted):
     seen = gateway(*servers, backends=("svc_chat", "svc_code"))
     result = plan(wanted, seen, accounted)
-    order = [(ADD, READY, DRAIN, REMOVE).index(change.verb) for change in result.changes]
+    order = [(ADD, READY, DRAIN, SEVER, REMOVE).index(change.verb) for change in result.changes]
     assert order == sorted(order)
     present = {(made.backend, made.name): made for made in servers}
     for change in result.changes:
@@ -123,6 +131,6 @@ def _apply(result, seen):
             servers[key] = server(backend=made.backend, name=made.name, address=made.address, port=made.port, id=change.id)
         elif change.verb == REMOVE:
             del servers[key]
-        else:
+        elif change.verb != SEVER:
             servers[key] = replace(servers[key], admin={READY: "ready", DRAIN: "drain"}[change.verb])
     return replace(seen, servers=tuple(servers.values()))

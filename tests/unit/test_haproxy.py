@@ -22,12 +22,12 @@ STAT = (
     "svc_chat,BACKEND,5,4,900,UP,1,\n"
 )
 STATE = (
-    "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_port\n"
-    "2 svc_chat 1 hold 0.0.0.0 2 0 0\n"
-    "2 svc_chat 1000 j7r0p20000 10.0.0.1 2 0 20000\n"
-    "2 svc_chat 1001 j8r0p20000 10.0.0.2 0 8 20000\n"
-    "2 svc_chat 1002 j9r0p20000 10.0.0.3 0 1 20000\n"
-    "3 other 1 j1r0p1 10.0.0.9 2 0 1\n"
+    "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_time_since_last_change srv_port\n"
+    "2 svc_chat 1 hold 0.0.0.0 2 0 9 0\n"
+    "2 svc_chat 1000 j7r0p20000 10.0.0.1 2 0 9 20000\n"
+    "2 svc_chat 1001 j8r0p20000 10.0.0.2 0 8 9 20000\n"
+    "2 svc_chat 1002 j9r0p20000 10.0.0.3 0 1 9 20000\n"
+    "3 other 1 j1r0p1 10.0.0.9 2 0 9 1\n"
 )
 
 
