@@ -69,10 +69,11 @@ def _bootstrap_tarball(settings: Settings, tarball: Path) -> None:
     part = tarball.with_suffix(".part")
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
-    say(f"debootstrap {settings.suite} from {settings.mirror} (about 80 s)")
+    say(f"debootstrap {settings.suite} from {settings.mirror or 'its usual mirror'} (about 80 s)")
+    mirror = [settings.mirror] if settings.mirror else []
     try:
         logged(
-            ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", settings.suite, str(root), settings.mirror],
+            ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", settings.suite, str(root), *mirror],
             settings.log_dir / f"debootstrap-{settings.suite}.log",
             timeout=1800,
         )

@@ -68,7 +68,7 @@ def load(prefix: str | None, suite: str | None) -> Settings:
         suite=suite,
         cache=cache,
         state=state_dir(prefix),
-        mirror=os.environ.get("LAB_MIRROR") or "http://deb.debian.org/debian",
+        mirror=os.environ.get("LAB_MIRROR") or "",
         base_image=os.environ.get("LAB_BASE_IMAGE") or "",
         sdist=os.environ.get("LAB_LLAMA_SDIST") or "",
     )
