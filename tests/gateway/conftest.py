@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,14 @@ HAPROXY = os.environ.get("HAPROXY") or shutil.which("haproxy", path=f"{os.enviro
 API_KEY = "sk-client-0123456789abcdef"
 BACKEND_KEY = "bk-server-0123456789abcdef"
 SERVICES = ["demo", "demo-b.v1"]
+
+
+async def until(condition: Callable[[], object], what: str, seconds: float = 15) -> None:
+    """Wait for a condition, without blocking the stubs."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        await asyncio.sleep(0.02)
 
 
 def free_port() -> int:
@@ -141,6 +149,11 @@ class Gateway:
         status = rows[0].index("status")
         return {r[1]: r[status] for r in rows if r[0] == f"svc_{service}" and r[1] not in ("BACKEND", "FRONTEND")}
 
+    def busy(self, service: str, name: str) -> int:
+        """How many requests a server is answering."""
+        rows = [line.split(",") for line in self.ask("show stat").splitlines()]
+        return next(int(row[4]) for row in rows if row[:2] == [f"svc_{service}", name])
+
     def queued(self, service: str) -> int:
         rows = [line.split(",") for line in self.ask("show stat").splitlines()]
         return next(int(row[2]) for row in rows if row[:2] == [f"svc_{service}", "BACKEND"])
@@ -160,6 +173,7 @@ class Stub:
     delay: float = 0.0
     tokens: int = 3
     frozen: bool = False
+    gate: asyncio.Event | None = None  # a stream goes on after its first token only once this is set
     port: int = 0
     requests: list[dict[str, Any]] = field(default_factory=list)
     connections: set[asyncio.BaseTransport] = field(default_factory=set)
@@ -190,6 +204,8 @@ class Stub:
         await response.prepare(request)
         for number in range(self.tokens):
             await response.write(f"data: {number}\n\n".encode())
+            if self.gate:
+                await self.gate.wait()
             await asyncio.sleep(0.02)
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()

@@ -6,46 +6,39 @@ import asyncio
 import time
 from typing import Any
 
+from conftest import until
+
 
 async def crowd(user: Any, size: int, **body: Any) -> list[Any]:
     return await asyncio.gather(*(user.chat(**body) for _ in range(size)))
 
 
 async def until_queued(gateway: Any, least: int) -> None:
-    deadline = time.monotonic() + 5
-    while gateway.queued("demo") < least:
-        assert time.monotonic() < deadline, gateway.queued("demo")
-        await asyncio.sleep(0.02)
+    await until(lambda: gateway.queued("demo") >= least, f"{least} requests in the queue")
 
 
 def test_requests_wait_for_the_first_server_and_all_are_answered(gateway: Any, stub: Any, client: Any) -> None:
-    async def scenario() -> tuple[list[int], float]:
+    async def scenario() -> list[int]:
         async with stub(delay=0.02) as demo, client(gateway) as user:
             waiting = asyncio.create_task(crowd(user, 50))
-            await asyncio.sleep(2)
-            assert not waiting.done() and gateway.queued("demo") == 49
-            start = time.monotonic()
+            await until_queued(gateway, 49)
             gateway.add("demo", "a", demo.port)
-            return [answer.status for answer in await waiting], time.monotonic() - start
+            return [answer.status for answer in await waiting]
 
-    statuses, seconds = asyncio.run(scenario())
-    assert statuses == [200] * 50
-    # The 49 in the queue go at once; the one being held follows after its turn of 2.5 s at most.
-    assert seconds < 3.5
+    assert asyncio.run(scenario()) == [200] * 50
 
 
 def test_the_queue_starts_the_moment_a_server_comes(gateway: Any, stub: Any, client: Any) -> None:
-    async def scenario() -> int:
+    async def scenario() -> None:
         async with stub() as demo, client(gateway) as user:
             waiting = asyncio.create_task(crowd(user, 20))
             await until_queued(gateway, 19)
             gateway.add("demo", "a", demo.port)
-            await asyncio.sleep(0.3)
-            answered = len(demo.requests)
+            # All but the one that is being held, which follows after its turn.
+            await until(lambda: len(demo.requests) >= 19, "the queue is answered")
             await waiting
-            return answered
 
-    assert asyncio.run(scenario()) >= 19
+    asyncio.run(scenario())
 
 
 def test_the_queue_survives_the_loss_of_the_last_server(gateway: Any, stub: Any, client: Any) -> None:
@@ -55,8 +48,7 @@ def test_the_queue_survives_the_loss_of_the_last_server(gateway: Any, stub: Any,
             waiting = asyncio.create_task(crowd(user, 30))
             await until_queued(gateway, 26)
             await first.kill()
-            await asyncio.sleep(0.5)
-            assert gateway.servers("demo")["a"].startswith("DOWN")
+            await until(lambda: gateway.servers("demo")["a"].startswith("DOWN"), "the server is down")
             gateway.add("demo", "b", second.port)
             return [answer.status for answer in await waiting]
 
@@ -73,7 +65,7 @@ def test_with_no_server_for_good_requests_are_refused_in_the_end(short_gateway: 
     for answer in answers:
         assert (answer.status, answer.error["code"]) == (503, "service_unavailable")
         assert answer.headers["Retry-After"] == "5"
-    assert 1 < seconds < 10
+    assert seconds > 1
 
 
 def test_a_client_that_leaves_frees_its_place(gateway: Any, client: Any) -> None:
@@ -83,7 +75,6 @@ def test_a_client_that_leaves_frees_its_place(gateway: Any, client: Any) -> None
             await until_queued(gateway, 9)
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
-        await asyncio.sleep(0.3)
+        await until(lambda: not gateway.queued("demo"), "an empty queue")
 
     asyncio.run(scenario())
-    assert gateway.queued("demo") == 0
