@@ -11,7 +11,7 @@ from .config import Config, Service
 from .errors import ChangeError, ConfigError
 from .haproxy import Endpoint, Gateway, HAProxy, backend_name, server_name
 from .job import script
-from .slurm import Job, Slurm
+from .slurm import Job, Slurm, job_name
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def endpoints(config: Config, jobs: Iterable[Job], draining: AbstractSet[int] = 
         record = job.record
         if record is None or not job.ready or not job.address or job.id in draining:
             continue
-        if record.service not in config.services or job.name != f"ptolemy-{record.service}" or record.slots < 1:
+        if record.service not in config.services or job.name != job_name(record.service) or record.slots < 1:
             continue
         if not all(config.site.port_first <= port <= config.site.port_last for port in record.ports):
             continue

@@ -22,7 +22,7 @@ _OP_RUNNING = 2  # srv_op_state
 
 # `observe` and `on-error` take a killed server out at its first refused connection: it refuses instantly, and leastconn
 # would love it. Its health is checked every second; one good check brings it back. Not `on-marked-down shutdown-sessions`:
-# it would cut the server's other requests instead of sending them elsewhere (48 clients, one kill: 10 errors instead of none).
+# it would cut the server's other requests instead of sending them elsewhere (48 clients: 4 to 16 errors a kill instead of none).
 _CHECK = "check inter 1s fall 2 rise 1 observe layer4 error-limit 1 on-error mark-down"
 
 
