@@ -47,30 +47,26 @@ changes:
   type: list
   elements: str
   sample: ["add svc_qwen3-8b/j42r0p20000", "drain svc_qwen3-8b/j17r0p20016"]
-held:
-  description: Healthy servers that were left alone because too many went missing at once. Run again to confirm.
-  returned: always
-  type: list
-  elements: str
-  sample: []
 """
 
 import time
+from typing import Sequence
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.ptolemy.backends import ADD, DRAIN, READY, REMOVE, SEVER, Plan
+from ansible.module_utils.ptolemy.backends import ADD, DRAIN, READY, REMOVE, SEVER, Change
 from ansible.module_utils.ptolemy.config import load
 from ansible.module_utils.ptolemy.controller import Applied, apply_backends, decide
 from ansible.module_utils.ptolemy.errors import PtolemyError
 from ansible.module_utils.ptolemy.haproxy import Gateway, HAProxy
+from ansible.module_utils.ptolemy.memory import Memory
 from ansible.module_utils.ptolemy.slurm import Slurm
 
 
-def difference(gateway: Gateway, plan: Plan) -> dict[str, str]:
+def difference(gateway: Gateway, changes: Sequence[Change]) -> dict[str, str]:
     """Ansible's before and after: a line for each server."""
     before = {f"{server.backend}/{server.name}": server.admin for server in gateway.servers}
     after = dict(before)
-    for change in plan.changes:
+    for change in changes:
         key = f"{change.backend}/{change.name}"
         if change.verb == REMOVE:
             after.pop(key, None)
@@ -92,20 +88,17 @@ def main() -> None:
         config = load(module.params["services_file"])
         site = config.site
         haproxy = HAProxy(site.haproxy_socket)
-        jobs = Slurm(site.uid, site.command_timeout).jobs()
+        slurm, memory = Slurm(site.uid, site.command_timeout), Memory()
         gateway = haproxy.observe()
+        jobs, nodes = slurm.jobs(memory.expected(gateway)), slurm.nodes()
     except PtolemyError as error:
         module.fail_json(msg=str(error))
-    plan = decide(config, jobs, gateway, time.time()).backends
-    applied = Applied(done=[str(change) for change in plan.changes] if module.check_mode else [])
+    memory.learn(config, jobs, gateway, time.time())
+    changes = decide(config, jobs, nodes, gateway, memory, time.time()).backends
+    applied = Applied(done=[str(change) for change in changes] if module.check_mode else [])
     if not module.check_mode:
-        apply_backends(plan, haproxy, applied)
-    result = {
-        "changed": bool(applied.done),
-        "changes": applied.done,
-        "held": [f"{server.backend}/{server.name}" for server in plan.held],
-        "diff": difference(gateway, plan),
-    }
+        apply_backends(changes, haproxy, applied)
+    result = {"changed": bool(applied.done), "changes": applied.done, "diff": difference(gateway, changes)}
     if applied.failed:
         module.fail_json(msg="; ".join(applied.failed), **result)
     module.exit_json(**result)

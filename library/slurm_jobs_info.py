@@ -81,12 +81,18 @@ jobs:
       description: How often it was requeued.
       type: int
       sample: 0
+    submit:
+      description: Unix time of its submission.
+      type: float
     start:
       description: Unix time of its start, 0 where Slurm names none.
       type: float
     end:
       description: Unix time of its end or time limit, 0 where Slurm names none.
       type: float
+    preempted:
+      description: Slurm has begun to take its GPUs away.
+      type: bool
     reason:
       description: Slurm's word for why it waits or ended.
       type: str
@@ -94,7 +100,16 @@ jobs:
     record:
       description: What the replica published; null where the comment holds no record.
       type: dict
-      sample: {service: qwen3-8b, revision: 0123456789ab, restart: 0, state: ready, ports: [20000], slots: 32, reason: ""}
+      sample:
+        service: qwen3-8b
+        revision: 0123456789ab
+        restart: 0
+        state: ready
+        ports: [20000]
+        slots: 32
+        reason: ""
+        opportunistic: false
+        took: 40
 """
 
 import pwd

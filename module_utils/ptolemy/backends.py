@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import count
-from typing import AbstractSet, Iterable, Sequence
+from typing import Iterable, Sequence
 
 from .haproxy import Endpoint, Gateway, Server
 
@@ -37,29 +37,7 @@ class Change:
         return f"{self.verb} {self.backend}/{self.name}" + (f" ({self.cut} requests cut)" if self.cut else "")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What to do to HAProxy.
-
-    Attributes:
-        changes: in the order in which they are to be applied.
-        suspected: healthy servers that went missing without their job seen as ended. Pass them to the next ``plan``.
-        held: those of them that this plan leaves alone because they are too many to trust one observation.
-    """
-
-    changes: Sequence[Change] = ()
-    suspected: AbstractSet[tuple[str, str]] = frozenset()
-    held: Sequence[Server] = ()
-
-
-def plan(
-    endpoints: Iterable[Endpoint],
-    gateway: Gateway,
-    accounted: AbstractSet[int] = frozenset(),
-    suspected: AbstractSet[tuple[str, str]] = frozenset(),
-    max_removal_share: float = 0.5,
-    sever_after: float = 30.0,
-) -> Plan:
+def plan(endpoints: Iterable[Endpoint], gateway: Gateway, sever_after: float = 30.0) -> Sequence[Change]:
     """Plan the changes that make HAProxy's servers those of ``endpoints``.
 
     A server that is no longer wanted drains first and is removed once it is idle, so that no stream is cut.
@@ -67,37 +45,22 @@ def plan(
     Args:
         endpoints: the endpoints that should get new requests.
         gateway: what HAProxy has. Endpoints of backends that it does not have are left out.
-        accounted: ids of jobs that Slurm showed in this observation: their servers' removal is no surprise.
-        suspected: ``Plan.suspected`` of the previous observation.
-        max_removal_share: the share of healthy servers that may vanish without an account in one observation.
         sever_after: seconds that a server must have been down before the requests that it still holds are cut: a frozen
             process never answers them, and their clients would wait for HAProxy's ``timeout server``.
     """
     wanted = {(endpoint.backend, endpoint.name): endpoint for endpoint in endpoints if endpoint.backend in gateway.queued}
     present = {(server.backend, server.name): server for server in gateway.servers}
-
-    surplus = [server for key, server in present.items() if not _serves(wanted.get(key), server)]
-    healthy = [server for server in gateway.servers if server.up and server.admin == "ready"]
-    missing = [server for server in surplus if server in healthy and server.job_id not in accounted]
-    newly_suspected = frozenset((server.backend, server.name) for server in missing)
-    doubtful = len(missing) > max_removal_share * len(healthy) and not newly_suspected <= suspected
-    held = missing if doubtful else []
-
-    leaving = [server for server in surplus if server not in held]
-    return Plan(
-        changes=(
-            *_additions(wanted, present, gateway.servers),
-            *(Change(READY, *key) for key in sorted(wanted) if key in present and _needs_ready(wanted[key], present[key])),
-            *(Change(DRAIN, server.backend, server.name) for server in leaving if server.admin == "ready"),
-            *(
-                Change(SEVER, server.backend, server.name, cut=server.in_flight)
-                for server in gateway.servers
-                if server.in_flight and not server.up and server.unchanged >= sever_after
-            ),
-            *(Change(REMOVE, server.backend, server.name) for server in leaving if server.admin != "ready" and not server.in_flight),
+    leaving = [server for key, server in present.items() if not _serves(wanted.get(key), server)]
+    return (
+        *_additions(wanted, present, gateway.servers),
+        *(Change(READY, *key) for key in sorted(wanted) if key in present and _needs_ready(wanted[key], present[key])),
+        *(Change(DRAIN, server.backend, server.name) for server in leaving if server.admin == "ready"),
+        *(
+            Change(SEVER, server.backend, server.name, cut=server.in_flight)
+            for server in gateway.servers
+            if server.in_flight and not server.up and server.unchanged >= sever_after
         ),
-        suspected=newly_suspected,
-        held=tuple(held),
+        *(Change(REMOVE, server.backend, server.name) for server in leaving if server.admin != "ready" and not server.in_flight),
     )
 
 

@@ -31,7 +31,6 @@ class Site:
         port_first, port_last: the TCP ports that endpoints may use.
         interval: seconds between two ticks.
         command_timeout: seconds that one Slurm command may take.
-        max_removal_share: the share of healthy servers that one observation alone may remove, 0 to 1.
         sever_after: seconds that a server must have been down before the requests that it still holds are cut.
         max_submissions: how many jobs one tick may submit.
     """
@@ -50,22 +49,30 @@ class Site:
     port_last: int = 29999
     interval: float = 1.0
     command_timeout: float = 15.0
-    max_removal_share: float = 0.5
     sever_after: float = 30.0
     max_submissions: int = 8
 
 
 @dataclass(frozen=True)
 class Service:
-    """One service: a model, how a replica runs it, and how many replicas there shall be.
+    """One service: a model, how a replica runs it, how many replicas there may be, and where.
 
     Attributes:
         name: what a client names in the ``model`` field.
         model: the model's name in the catalogue.
         model_path: the GGUF file on the compute nodes.
         model_sha256: its checksum.
-        replicas: how many Slurm jobs shall serve it.
+        min, max: the least and the most Slurm jobs that serve it. With ``min`` 0 it sleeps while nobody asks.
+        opportunistic: how many of ``max`` are extra ones, on GPUs that nobody else wants at the time.
+        target_load: the share of its slots that a replica is meant to have busy, above 0, at most 1.
+        scale_in_delay: seconds for which fewer replicas must have been enough before one is given up.
         partition: the Slurm partition.
+        reservation: of Slurm, or empty.
+        nodes: Slurm's notation of the only nodes that replicas may use; empty for all of the partition's.
+        exclusive: a replica takes its whole node.
+        opportunistic_partition: the partition of extra replicas; empty for the same one.
+        opportunistic_options: further options of sbatch for them, as ``--qos=scavenger``.
+        opportunistic_time_min: Slurm's ``--time-min`` for them, so that they fit into gaps.
         gpus: GPUs of one replica.
         servers_per_gpu: llama-servers on each of them.
         slots: sequences that each llama-server decodes in parallel.
@@ -84,8 +91,18 @@ class Service:
     model: str
     model_path: str
     model_sha256: str
-    replicas: int
+    min: int
+    max: int
     partition: str
+    opportunistic: int = 0
+    target_load: float = 0.8
+    scale_in_delay: int = 300
+    reservation: str = ""
+    nodes: str = ""
+    exclusive: bool = False
+    opportunistic_partition: str = ""
+    opportunistic_options: tuple[str, ...] = ()
+    opportunistic_time_min: str = "00:10:00"
     gpus: int = 1
     servers_per_gpu: int = 1
     slots: int = 8
@@ -99,6 +116,16 @@ class Service:
     stop_grace: int = 20
     drain_before_end: int = 300
     llama_cpp: str = ""
+
+    @property
+    def guaranteed(self) -> int:
+        """How many replicas may be ordinary ones."""
+        return self.max - self.opportunistic
+
+    @property
+    def capacity(self) -> int:
+        """Requests that one replica answers at once."""
+        return self.gpus * self.servers_per_gpu * self.slots
 
     @property
     def revision(self) -> str:
@@ -158,8 +185,32 @@ def parse(raw: Any, path: str) -> Config:
         if not NAME.fullmatch(name):
             raise ConfigError(f"{where}: a service's name must match {NAME.pattern}")
         given = {**entry, "name": name, "llama_cpp": site.llama_cpp} if isinstance(entry, dict) else entry
-        services[name] = Service(**_checked(Service, given, where))
+        services[name] = Service(**_checked(Service, _sized(given, where), where))
+        _check_size(services[name], where)
     return Config(site, services)
+
+
+def _sized(given: Any, where: str) -> Any:
+    """``guaranteed: N`` is another way to say ``max``: N and the opportunistic ones."""
+    if not isinstance(given, dict) or "guaranteed" not in given:
+        return given
+    rest = {key: value for key, value in given.items() if key != "guaranteed"}
+    guaranteed, opportunistic = (
+        _typed(value, "int", f"{where}.{key}")
+        for key, value in (("guaranteed", given["guaranteed"]), ("opportunistic", given.get("opportunistic", 0)))
+    )
+    if rest.setdefault("max", guaranteed + opportunistic) != guaranteed + opportunistic:
+        raise ConfigError(f"{where}.max: must be guaranteed + opportunistic, {guaranteed + opportunistic}; leave it out")
+    return rest
+
+
+def _check_size(service: Service, where: str) -> None:
+    if service.min > service.max:
+        raise ConfigError(f"{where}.min: {service.min} is more than max, {service.max}")
+    if service.opportunistic > service.max:
+        raise ConfigError(f"{where}.opportunistic: {service.opportunistic} is more than max, {service.max}")
+    if not 0 < service.target_load <= 1:
+        raise ConfigError(f"{where}.target_load: must be above 0 and at most 1, not {service.target_load:g}")
 
 
 def _checked(kind: type, given: Any, where: str) -> dict[str, Any]:
@@ -188,7 +239,11 @@ def _typed(value: Any, kind: str, where: str) -> Any:
         return value
     if kind == "int" and type(value) is int and value >= 0:
         return value
+    if kind == "bool" and type(value) is bool:
+        return value
     if kind == "float" and type(value) in (int, float) and value >= 0:
         return float(value)
-    wanted = {"str": "a string of one line", "int": "a whole number, 0 or more", "float": "a number, 0 or more"}[kind]
+    wanted = {"str": "a string of one line", "int": "a whole number, 0 or more", "float": "a number, 0 or more", "bool": "true or false"}[
+        kind
+    ]
     raise ConfigError(f"{where}: must be {wanted}, not {value!r}")

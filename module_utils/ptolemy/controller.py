@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import AbstractSet, Callable, Iterable, Mapping, Sequence
 
 from . import backends, replicas
-from .config import Config, Service
+from .config import Config
 from .errors import ChangeError, ConfigError
 from .haproxy import Endpoint, Gateway, HAProxy, backend_name, server_name
 from .job import script
-from .slurm import Job, Slurm, job_name
+from .memory import Memory
+from .slurm import Job, Node, Slurm, job_name
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,12 @@ class Decision:
 
     Attributes:
         replicas: the changes to the jobs.
-        backends: the changes to HAProxy.
+        backends: the changes to HAProxy, in order.
         notes: sentences for the log, though nothing changes.
     """
 
     replicas: replicas.Plan
-    backends: backends.Plan
+    backends: Sequence[backends.Change]
     notes: Sequence[str] = ()
 
 
@@ -49,37 +50,22 @@ def endpoints(config: Config, jobs: Iterable[Job], draining: AbstractSet[int] = 
     return found
 
 
-def decide(
-    config: Config,
-    jobs: Sequence[Job],
-    gateway: Gateway,
-    now: float,
-    suspected: AbstractSet[tuple[str, str]] = frozenset(),
-) -> Decision:
-    """Plan one tick from one whole observation. Pure."""
-    job_plan = replicas.plan(config.services, jobs, gateway.servers, now)
-    server_plan = backends.plan(
-        endpoints(config, jobs, job_plan.drain),
-        gateway,
-        accounted=frozenset(job.id for job in jobs),
-        suspected=suspected,
-        max_removal_share=config.site.max_removal_share,
-        sever_after=config.site.sever_after,
-    )
-    if server_plan.held:
-        # The same doubtful observation must not make the other planner replace what is still there.
-        note = f"held the removal of {len(server_plan.held)} healthy servers whose jobs Slurm did not show"
-        return Decision(replicas.Plan({}, frozenset(), ()), server_plan, (note,))
+def decide(config: Config, jobs: Sequence[Job], nodes: Mapping[str, Node], gateway: Gateway, memory: Memory, now: float) -> Decision:
+    """Plan one tick from one whole observation, which ``memory`` has learnt. Pure."""
+    # A name service that fails while the daemon starts must not take away what HAProxy reaches.
+    addresses = {server.job_id: server.address for server in gateway.servers}
+    jobs = [job if job.address or not job.ready else replace(job, address=addresses.get(job.id, "")) for job in jobs]
+    seen = replicas.Seen(jobs, gateway.servers, nodes, memory.failures, memory.asked, now)
+    job_plan = replicas.plan(config.services, memory.targets, seen)
+    changes = backends.plan(endpoints(config, jobs, job_plan.drain), gateway, config.site.sever_after)
     missing = sorted(name for name in config.services if backend_name(name) not in gateway.queued)
     notes = tuple(f"{name}: HAProxy has no backend {backend_name(name)}; run site.yml" for name in missing)
-    return Decision(job_plan, server_plan, (*job_plan.notes, *notes))
+    return Decision(job_plan, changes, (*job_plan.notes, *notes))
 
 
-def restore(config: Config, last_jobs: Sequence[Job], gateway: Gateway) -> backends.Plan:
+def restore(config: Config, last_jobs: Sequence[Job], gateway: Gateway) -> Sequence[backends.Change]:
     """Plan one tick while Slurm gives no answer: give a restarted HAProxy back what was last known, take nothing away."""
-    full = backends.plan(endpoints(config, last_jobs), gateway)
-    additions = tuple(change for change in full.changes if change.verb == backends.ADD)
-    return backends.Plan(additions)
+    return [change for change in backends.plan(endpoints(config, last_jobs), gateway) if change.verb == backends.ADD]
 
 
 @dataclass
@@ -105,9 +91,9 @@ class Applied:
         return True
 
 
-def apply_backends(plan: backends.Plan, haproxy: HAProxy, applied: Applied) -> None:
-    """Apply a plan of the backends planner, in its order."""
-    for change in plan.changes:
+def apply_backends(changes: Sequence[backends.Change], haproxy: HAProxy, applied: Applied) -> None:
+    """Apply the changes of the backends planner, in their order."""
+    for change in changes:
         applied.attempt(str(change), partial(_change_server, haproxy, change))
 
 
@@ -124,71 +110,31 @@ def _change_server(haproxy: HAProxy, change: backends.Change) -> None:
     verbs[change.verb](change.backend, change.name)
 
 
-def apply_replicas(plan: replicas.Plan, config: Config, slurm: Slurm, applied: Applied) -> None:
-    """Apply a plan of the replicas planner: submit at most ``site.max_submissions``, then end."""
-    room = config.site.max_submissions
-    for name, missing in plan.submit.items():
-        for _ in range(min(missing, room)):
-            room -= 1
-            if not applied.attempt(f"submit {name}", partial(_submit, config, config.services[name], slurm)):
-                break  # one refusal is enough: the next would be the same
+def apply_replicas(plan: replicas.Plan, config: Config, slurm: Slurm, memory: Memory, now: float, applied: Applied) -> None:
+    """Apply a plan of the replicas planner: submit at most ``site.max_submissions``, release, ask, end."""
+    refused: set[str] = set()
+    for order in plan.submit[: config.site.max_submissions]:
+        phrase = f"submit {order.service}" + (" (opportunistic)" if order.opportunistic else "")
+        # One refusal is enough: the service's next one would be the same.
+        if order.service not in refused and not applied.attempt(phrase, partial(_submit, config, order, slurm, memory)):
+            refused.add(order.service)
+    for job_id in plan.release:
+        applied.attempt(f"release {job_id}", partial(slurm.release, job_id))
+    if plan.leave and applied.attempt(_jobs("ask to end", plan.leave), partial(slurm.leave, plan.leave)):
+        memory.asked.update(dict.fromkeys(plan.leave, now))
     if plan.end:
-        applied.attempt("end " + ", ".join(map(str, plan.end)), partial(slurm.cancel, plan.end))
+        applied.attempt(_jobs("end", plan.end), partial(slurm.cancel, plan.end))
 
 
-def _submit(config: Config, service: Service, slurm: Slurm) -> int:
+def _jobs(verb: str, ids: Iterable[int]) -> str:
+    return f"{verb} {', '.join(map(str, ids))}"
+
+
+def _submit(config: Config, order: replicas.Order, slurm: Slurm, memory: Memory) -> None:
     try:
         with open(config.site.job_template, encoding="utf-8") as file:
             template = file.read()
     except OSError as error:
         raise ConfigError(f"{config.site.job_template}: {error.strerror}; run site.yml, which writes it") from error
-    return slurm.submit(script(template, config.site, service))
-
-
-def summary(config: Config, jobs: Sequence[Job], gateway: Gateway) -> Sequence[Mapping[str, object]]:
-    """Services, replicas, endpoints and servers as plain data, for ``ptolemy status`` and monitoring."""
-    rows = []
-    for service in config.services.values():
-        backend = backend_name(service.name)
-        servers = [server for server in gateway.servers if server.backend == backend]
-        up_jobs = {server.job_id for server in servers if server.up and server.admin == "ready"}
-        own = [job for job in jobs if not job.ended and job.record and job.record.service == service.name]
-        ready = [job for job in own if job.ready and job.id in up_jobs and job.record and job.record.revision == service.revision]
-        rows.append(
-            {
-                "service": service.name,
-                "model": service.model,
-                "revision": service.revision,
-                "replicas_wanted": service.replicas,
-                "replicas_ready": len(ready),
-                "queued": gateway.queued.get(backend, 0),
-                "in_flight": sum(server.in_flight for server in servers),
-                "replicas": [
-                    {
-                        "job": job.id,
-                        "slurm": job.state,
-                        "reason": job.reason,
-                        "state": job.record.state if job.record and job.fresh else "requeued",
-                        "revision": job.record.revision if job.record else "",
-                        "host": job.host,
-                        "address": job.address,
-                        "ends": job.end,
-                        "ports": list(job.record.ports) if job.record else [],
-                        "why": job.record.reason if job.record else "",
-                    }
-                    for job in own
-                ],
-                "servers": [
-                    {
-                        "name": server.name,
-                        "address": f"{server.address}:{server.port}",
-                        "admin": server.admin,
-                        "up": server.up,
-                        "in_flight": server.in_flight,
-                        "slots": server.slots,
-                    }
-                    for server in servers
-                ],
-            }
-        )
-    return rows
+    text = script(template, config.site, config.services[order.service], order.opportunistic, order.exclude)
+    memory.submitted(slurm.submit(text))

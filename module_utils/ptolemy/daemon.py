@@ -1,7 +1,8 @@
-"""ptolemyd: the control loop under systemd. It keeps no state: every start plans anew from Slurm and HAProxy."""
+"""ptolemyd: the control loop under systemd. It keeps no state on disk: every start plans anew from Slurm and HAProxy."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -9,17 +10,20 @@ import signal
 import socket
 import threading
 import time
-from typing import AbstractSet, Any, Sequence
+from typing import Any, Sequence
 
-from . import controller
+from . import controller, status
+from .clock import SteadyClock
 from .config import Config, load
-from .errors import ConfigError, ObservationError
+from .errors import ConfigError, ObservationError, PtolemyError
 from .haproxy import HAProxy
-from .slurm import Job, Slurm
+from .memory import Memory
+from .record import STARTING
+from .slurm import RUNNING, Job, Slurm
 
 log = logging.getLogger("ptolemyd")
 
-REMIND = 60.0  # seconds until a lasting trouble is logged again
+HURRY = 4  # so many times as often the loop turns while replicas start or leave
 
 
 class Daemon:
@@ -37,11 +41,12 @@ class Daemon:
         self._config_stamp = _stamp(path)
         self._config = load(path)
         self._connect()
+        self._clock = SteadyClock()
+        self._memory = Memory()
         self._jobs: Sequence[Job] = ()
-        self._suspected: AbstractSet[tuple[str, str]] = frozenset()
         self._observed_at = 0.0
         self._shown: Sequence[Any] = ()
-        self._troubles: dict[str, float] = {}
+        self._troubles: list[str] = []
         self._counters = {"ticks": 0, "skipped": 0, "changes": 0, "failed_changes": 0}
         self._last = {"sentence": "", "at": 0.0}
 
@@ -49,6 +54,12 @@ class Daemon:
     def config(self) -> Config:
         """The services file in force."""
         return self._config
+
+    @property
+    def pause(self) -> float:
+        """Seconds from one tick to the next: fewer while replicas start or leave, so that nothing waits for the loop."""
+        moving = self._memory.asked or any(job.state == RUNNING and job.record and job.record.state == STARTING for job in self._jobs)
+        return self._config.site.interval / (HURRY if moving else 1)
 
     def _connect(self) -> None:
         site = self._config.site
@@ -65,24 +76,25 @@ class Daemon:
         self._reload(troubles)
         applied = controller.Applied()
         try:
-            self._jobs = self._slurm.jobs()
-            slurm_trouble = ""
-        except ObservationError as error:
-            slurm_trouble = str(error)
-        try:
             gateway = self._haproxy.observe()
         except ObservationError as error:
-            return self._skip([*troubles, *filter(None, [slurm_trouble]), str(error)], applied)
-        if slurm_trouble:
+            return self._skip([*troubles, str(error)], applied)
+        try:
+            jobs = self._slurm.jobs(self._memory.expected(gateway))
+            nodes = self._slurm.nodes()
+        except ObservationError as error:
             controller.apply_backends(controller.restore(self._config, self._jobs, gateway), self._haproxy, applied)
-            return self._skip([*troubles, slurm_trouble], applied)
-        self._observed_at = time.time()
-        decision = controller.decide(self._config, self._jobs, gateway, self._observed_at, self._suspected)
-        self._suspected = decision.backends.suspected
+            return self._skip([*troubles, str(error)], applied)
+        self._jobs, self._observed_at = jobs, time.time()
+        now, step = self._clock.now()
+        if step:
+            log.warning("the clock was set by %+.0f s; what depends on the time of day follows it slowly", step)
+        self._memory.learn(self._config, jobs, gateway, now)
+        decision = controller.decide(self._config, jobs, nodes, gateway, self._memory, now)
         controller.apply_backends(decision.backends, self._haproxy, applied)
-        controller.apply_replicas(decision.replicas, self._config, self._slurm, applied)
+        controller.apply_replicas(decision.replicas, self._config, self._slurm, self._memory, now, applied)
         self._warn([*troubles, *decision.notes, *applied.failed])
-        self._shown = controller.summary(self._config, self._jobs, gateway)
+        self._shown = status.describe(self._config, jobs, gateway, self._memory)
         return self._close(applied)
 
     def _reload(self, troubles: list[str]) -> None:
@@ -113,44 +125,48 @@ class Daemon:
         return sentence
 
     def _warn(self, troubles: Sequence[str]) -> None:
-        """Log a trouble when it begins, once a minute while it lasts, and when it is over."""
-        now = time.monotonic()
+        """Log a trouble when it begins and when it is over; meanwhile ``ptolemy status`` shows it."""
         for trouble in troubles:
-            if now - self._troubles.get(trouble, float("-inf")) >= REMIND:
+            if trouble not in self._troubles:
                 log.warning("%s", trouble)
-                self._troubles[trouble] = now
-        for over in self._troubles.keys() - set(troubles):
-            if now - self._troubles[over] >= self._config.site.interval:
+        for over in self._troubles:
+            if over not in troubles:
                 log.info("over: %s", over)
-                del self._troubles[over]
+        self._troubles = list(dict.fromkeys(troubles))
 
     def _write_status(self, stale_reason: str) -> None:
         """Tell people and monitoring; the daemon itself never reads it back."""
         path = self._config.site.status_file
-        status = {
+        shown = {
             "time": time.time(),
             "observed_at": self._observed_at,
             "stale_reason": stale_reason,
             "last_change": self._last,
             "counters": self._counters,
-            "troubles": sorted(self._troubles),
+            "troubles": self._troubles,
             "services": self._shown,
         }
         try:
             with open(path + ".new", "w", encoding="utf-8") as file:
-                json.dump(status, file)
+                json.dump(shown, file)
             os.replace(path + ".new", path)
         except OSError as error:
             log.warning("%s: %s", path, error.strerror)
 
 
 def main(path: str) -> int:
-    """Run until SIGTERM or SIGINT. Raises ConfigError as ``Daemon``."""
+    """Run until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigError: as ``Daemon``.
+        PtolemyError: another ptolemyd runs on this host.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")  # journald adds the time
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     daemon = Daemon(path)
+    only_one = lock(os.path.dirname(daemon.config.site.status_file))
     log.info("keeping %s", ", ".join(daemon.config.services) or "no services")
     notify("READY=1")
     while not stop.is_set():
@@ -159,9 +175,36 @@ def main(path: str) -> int:
         if sentence:
             log.info("%s", sentence)
         notify("WATCHDOG=1")
-        stop.wait(max(daemon.config.site.interval - (time.monotonic() - began), 0.05))
+        stop.wait(max(daemon.pause - (time.monotonic() - began), 0.05))
     notify("STOPPING=1")
+    os.close(only_one)
     return 0
+
+
+def lock(directory: str) -> int:
+    """Make sure that no other ptolemyd runs on this host. The kernel gives the lock up when the process ends, however it ends.
+
+    Args:
+        directory: the daemon's own; in it a directory is made that only its account may open, and that is locked.
+
+    Returns:
+        The open file descriptor that holds the lock.
+
+    Raises:
+        PtolemyError: another one holds it, or the directory cannot be used.
+    """
+    path = os.path.join(directory, "only-one")
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise PtolemyError(f"{path}: {error.strerror}; run ptolemyd as the service account, by systemctl start ptolemyd") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise PtolemyError("another ptolemyd runs on this host; see systemctl status ptolemyd") from error
+    return descriptor
 
 
 def notify(message: str) -> None:

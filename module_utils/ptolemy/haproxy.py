@@ -16,6 +16,7 @@ from typing import Mapping, Sequence
 from .errors import ChangeError, ObservationError
 
 BACKEND_PREFIX = "svc_"
+HOLD = "hold"  # the server that keeps requests while there is no other, see roles/haproxy
 _SERVER_NAME = re.compile(r"j(\d+)r(\d+)p(\d+)")
 _FORCED_MAINT, _FORCED_DRAIN = 0x01, 0x08  # srv_admin_state, management.txt, "show servers state"
 _OP_RUNNING = 2  # srv_op_state
@@ -81,11 +82,13 @@ class Gateway:
     Attributes:
         pid: the process that answered; another one means a restart or reload, and that dynamic servers were lost.
         queued: requests that wait for a slot, by backend; its keys are the backends that the configuration has.
+        arrived: requests that this process has ever sent to the backend, by backend.
         servers: the dynamic servers of those backends.
     """
 
     pid: int
     queued: Mapping[str, int]
+    arrived: Mapping[str, int]
     servers: Sequence[Server]
 
 
@@ -178,8 +181,12 @@ def parse(info: str, stat: str, state: str) -> Gateway:
     """
     facts = dict(line.split(": ", 1) for line in info.splitlines() if ": " in line)
     rows = list(csv.DictReader(io.StringIO(stat.lstrip("# "))))
-    queued = {row["pxname"]: int(row["qcur"] or 0) for row in rows if row["type"] == "1" and row["pxname"].startswith(BACKEND_PREFIX)}
+    ours = {row["pxname"]: row for row in rows if row["type"] == "1" and row["pxname"].startswith(BACKEND_PREFIX)}
     counters = {(row["pxname"], row["svname"]): row for row in rows if row["type"] == "2"}
+    # What the configuration's own server `hold` has at the moment waits, too.
+    held = {name: int(counters[name, HOLD]["scur"] or 0) if (name, HOLD) in counters else 0 for name in ours}
+    queued = {name: int(row["qcur"] or 0) + held[name] for name, row in ours.items()}
+    arrived = {name: int(row["stot"] or 0) for name, row in ours.items()}
 
     lines = state.strip().splitlines()
     if not lines or lines[0].strip() != "1":
@@ -207,4 +214,4 @@ def parse(info: str, stat: str, state: str) -> Gateway:
                 unchanged=float(server["srv_time_since_last_change"]),
             )
         )
-    return Gateway(int(facts["Pid"]), queued, tuple(sorted(servers, key=lambda server: (server.backend, server.name))))
+    return Gateway(int(facts["Pid"]), queued, arrived, tuple(sorted(servers, key=lambda server: (server.backend, server.name))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from string import Template
-from typing import Any
+from typing import Any, Iterable
 
 from .config import Service, Site
 from .errors import ConfigError
@@ -13,21 +13,24 @@ from .record import STARTING, Record, encode
 from .slurm import job_name
 
 
-def script(template: str, site: Site, service: Service) -> str:
+def script(template: str, site: Site, service: Service, opportunistic: bool = False, exclude: Iterable[str] = ()) -> str:
     """Return the batch script of one replica.
 
     Args:
         template: text with ``$name`` places, see roles/replica_jobs/templates/replica.sh.j2.
         site: the site.
         service: what the replica serves.
+        opportunistic: it is one of the extra replicas.
+        exclude: nodes on which it must not start.
 
     Raises:
         ConfigError: the template names a place that is unknown.
     """
+    partition = (opportunistic and service.opportunistic_partition) or service.partition
     options = [
         f"--job-name={job_name(service.name)}",
-        f"--comment={encode(Record(service.name, service.revision, 0, STARTING))}",
-        f"--partition={service.partition}",
+        f"--comment={encode(Record(service.name, service.revision, 0, STARTING, opportunistic=opportunistic))}",
+        f"--partition={partition}",
         "--nodes=1",
         "--ntasks=1",
         f"--gres=gpu:{service.gpus}",
@@ -38,15 +41,20 @@ def script(template: str, site: Site, service: Service) -> str:
         f"--output={site.job_log}",
         "--open-mode=append",
         "--chdir=/",
+        # The planner replaces what ends, at once: a requeued job would be held for two minutes. A site may still ask for --requeue.
         "--no-requeue",
+        *([f"--reservation={service.reservation}"] if service.reservation else []),
+        *(["--exclusive"] if service.exclusive else []),
+        *([f"--exclude={','.join(sorted(exclude))}"] if exclude else []),
         *service.sbatch_options,
+        *([f"--time-min={service.opportunistic_time_min}", *service.opportunistic_options] if opportunistic else []),
     ]
     places = {
         "service": service.name,
         "revision": service.revision,
         "lib": shlex.quote(site.lib),
         "sbatch_options": "\n".join(f"#SBATCH {shlex.quote(option)}" for option in options),
-        "spec": json.dumps(spec(site, service), indent=1),
+        "spec": json.dumps(spec(site, service, opportunistic), indent=1),
     }
     try:
         return Template(template).substitute(places)
@@ -54,11 +62,12 @@ def script(template: str, site: Site, service: Service) -> str:
         raise ConfigError(f"{site.job_template}: unknown place {error}; known are ${', $'.join(sorted(places))}") from error
 
 
-def spec(site: Site, service: Service) -> dict[str, Any]:
+def spec(site: Site, service: Service, opportunistic: bool = False) -> dict[str, Any]:
     """What ``ptolemy replica`` reads on its standard input."""
     return {
         "service": service.name,
         "revision": service.revision,
+        "opportunistic": opportunistic,
         "llama_server": site.llama_server,
         "model_path": service.model_path,
         "key_file": site.backend_key_file,

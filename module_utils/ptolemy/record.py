@@ -39,6 +39,8 @@ class Record:
         ports: the TCP ports of its endpoints, sorted.
         slots: how many sequences each endpoint decodes in parallel.
         reason: why it failed, one line; empty otherwise.
+        opportunistic: it is one of the extra replicas, on GPUs that somebody else may want back.
+        took: seconds from the job's start until it was ready, rounded up; 0 before.
     """
 
     service: str
@@ -48,6 +50,8 @@ class Record:
     ports: tuple[int, ...] = ()
     slots: int = 0
     reason: str = ""
+    opportunistic: bool = False
+    took: int = 0
 
 
 def encode(record: Record) -> str:
@@ -58,7 +62,7 @@ def encode(record: Record) -> str:
     Raises:
         ValueError: the record is too long without its reason.
     """
-    fields = {
+    fields: dict[str, object] = {
         "v": VERSION,
         "s": record.service,
         "r": record.revision,
@@ -67,6 +71,10 @@ def encode(record: Record) -> str:
         "p": _fold(record.ports),
         "k": record.slots,
     }
+    if record.opportunistic:
+        fields["o"] = 1
+    if record.took:
+        fields["t"] = record.took
     text = _dump(fields)
     room = MAX_BYTES - len(text)
     if room < 0:
@@ -96,10 +104,13 @@ def decode(comment: str) -> Record | None:
         return None
     if state not in STATES or not isinstance(reason, str):
         return None
+    opportunistic, took = fields.get("o", 0), fields.get("t", 0)
+    if opportunistic not in (0, 1) or type(took) is not int or took < 0:
+        return None
     unfolded = _unfold(ports) if isinstance(ports, str) else None
     if unfolded is None:
         return None
-    return Record(service, revision, restart, state, unfolded, slots, reason)
+    return Record(service, revision, restart, state, unfolded, slots, reason, bool(opportunistic), took)
 
 
 def _dump(fields: dict[str, object]) -> str:

@@ -1,13 +1,17 @@
 """The replica runner: the job's own process. It starts llama-servers, publishes them, and sees them off.
 
 The job script ``exec``s it, so that it is the batch shell: under proctrack/cgroup Slurm signals nothing else.
-USR1 (Slurm's warning before the time limit or a preemption) makes the replica ask to be drained; TERM (the end) lets
-running requests finish for a while, then stops the servers.
+
+    USR1  Slurm's warning before the time limit or a preemption: ask to be drained, and serve on
+    USR2  ptolemyd has drained it: end as soon as no request runs
+    TERM  the end: let running requests finish for a while, then stop the servers
 """
 
 from __future__ import annotations
 
+import http.client
 import json
+import math
 import os
 import signal
 import socket
@@ -20,14 +24,18 @@ from dataclasses import dataclass, field
 from typing import Any, Iterator, Mapping, Sequence
 
 from .process import one_line
-from .record import DRAINING, FAILED, READY, STARTING, Record, encode
+from .publisher import Publisher, say, told
+from .record import DRAINING, FAILED, READY, STARTING, Record
 
 POLL = 0.25  # seconds between two looks at the servers
 PROBE_TIMEOUT = 2.0
+PROBE_EVERY = 5.0  # seconds between two probes of a healthy server
+MOST_SILENCES = 3  # probes in a row without an answer after which a server is killed, so that others get its requests
 STABLE_AFTER = 600.0  # seconds without an exit after which a server's earlier exits are forgotten
 MOST_EXITS = 5  # exits within that time that end the job
 FIRST_PAUSE, LAST_PAUSE = 1.0, 30.0  # seconds until an exited server is started again
 LEAVE_TIME = 2.5  # seconds that the gateway gets to notice the end of the job before idleness counts
+LAST_BYTES = 600  # of the job's log that the record of a failed replica repeats; it holds 1024 in all
 KILL_AFTER = 5.0  # seconds from a server's TERM to its KILL
 # Ports are dealt out by GPU, which Slurm gives to one job at a time: our own jobs on a node can never meet.
 SERVERS_A_GPU, GPUS_A_NODE = 16, 64
@@ -51,6 +59,8 @@ class LlamaServer:
     port: int = 0
     process: subprocess.Popen[bytes] | None = None
     healthy: bool = False
+    silences: int = 0
+    probe_at: float = 0.0
     start_at: float = 0.0
     exits: list[float] = field(default_factory=list)
 
@@ -83,25 +93,29 @@ class Replica:
             for number in range(spec["servers_per_gpu"])
         ]
         self._state = STARTING
+        self._began, self._took = time.monotonic(), 0
         self._publisher = Publisher(self._job_id)
-        self._drain = self._stop = False
+        self._drain = self._leave = self._stop = False
+        self._idle_since = float("inf")
 
     def run(self) -> int:
         """Serve until told to stop. Returns the exit status. Raises ReplicaError where it cannot go on."""
         signal.signal(signal.SIGUSR1, self._on_drain)
+        signal.signal(signal.SIGUSR2, self._on_leave)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop)
         deadline = time.monotonic() + self._spec["start_timeout"]
         try:
-            while not self._stop:
+            while not self._stop and not (self._leave and self._has_been_idle()):
                 for server in self.servers:
                     self._look_after(server)
                 self._advance(deadline)
                 self._publisher.step()
                 time.sleep(POLL)
-            self._finish_requests()
+            if self._stop:
+                self._finish_requests()
         except ReplicaError as error:
-            self._publisher.last_word(self._record(FAILED, str(error)))
+            self._publisher.last_word(self._record(FAILED, f"{error}{_last_lines()}"))
             raise
         finally:
             self._stop_servers()
@@ -110,12 +124,16 @@ class Replica:
     def _on_drain(self, *_: object) -> None:
         self._drain = True
 
+    def _on_leave(self, *_: object) -> None:
+        self._drain = self._leave = True
+
     def _on_stop(self, *_: object) -> None:
         self._stop = True
 
     def _advance(self, deadline: float) -> None:
         if self._state == STARTING and all(server.healthy for server in self.servers):
             self._state = READY
+            self._took = math.ceil(time.monotonic() - self._began)
             say(f"ready: {len(self.servers)} endpoints on ports {', '.join(str(server.port) for server in self.servers)}")
         elif self._state == STARTING and time.monotonic() > deadline:
             raise ReplicaError(f"not all servers were healthy within {self._spec['start_timeout']} s; see the job's log")
@@ -126,7 +144,10 @@ class Replica:
 
     def _record(self, state: str, reason: str = "") -> Record:
         ports = tuple(server.port for server in self.servers) if state in (READY, DRAINING) else ()
-        return Record(self._spec["service"], self._spec["revision"], self._restart, state, ports, self._spec["slots"], reason)
+        spec = self._spec
+        return Record(
+            spec["service"], spec["revision"], self._restart, state, ports, spec["slots"], reason, spec["opportunistic"], self._took
+        )
 
     def _look_after(self, server: LlamaServer) -> None:
         now = time.monotonic()
@@ -139,13 +160,27 @@ class Replica:
             server.process, server.healthy = None, False
             server.exits = [at for at in server.exits if now - at < STABLE_AFTER] + [now]
             if len(server.exits) >= MOST_EXITS:
-                raise ReplicaError(f"llama-server on port {server.port} ended {MOST_EXITS} times, the last time with {_status(status)}")
+                raise ReplicaError(f"llama-server on port {server.port} ended {MOST_EXITS} times, the last time with {told(status)}")
             pause = min(FIRST_PAUSE * 2.0 ** (len(server.exits) - 1), LAST_PAUSE)
             server.start_at = now + pause
-            say(f"llama-server on port {server.port} ended with {_status(status)}; starting it again in {pause:g} s")
+            say(f"llama-server on port {server.port} ended with {told(status)}; starting it again in {pause:g} s")
         elif not server.healthy and self._is_ours(server.port):
-            server.healthy = True
+            server.healthy, server.silences, server.probe_at = True, 0, now + PROBE_EVERY
             say(f"llama-server on port {server.port} is healthy")
+        elif server.healthy and now >= server.probe_at:
+            self._probe(server)
+
+    def _probe(self, server: LlamaServer) -> None:
+        """Kill a server that has frozen: its connections break, and HAProxy sends what was not answered yet to another one."""
+        server.probe_at = time.monotonic() + PROBE_EVERY
+        try:
+            self._get(server.port, "/health")
+            server.silences = 0
+        except OSError:
+            server.silences += 1
+        if server.silences >= MOST_SILENCES and server.process is not None:
+            say(f"llama-server on port {server.port} has not answered {MOST_SILENCES} probes: killing it")
+            server.process.kill()
 
     def _start(self, server: LlamaServer) -> None:
         # Once published, a server keeps its port: HAProxy knows it by that.
@@ -200,9 +235,12 @@ class Replica:
     def _get(self, port: int, path: str) -> bytes:
         request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers={"Authorization": f"Bearer {self._key}"})
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a site's http_proxy is not for loopback
-        with opener.open(request, timeout=PROBE_TIMEOUT) as answer:
-            body: bytes = answer.read()
-            return body
+        try:
+            with opener.open(request, timeout=PROBE_TIMEOUT) as answer:
+                body: bytes = answer.read()
+                return body
+        except http.client.HTTPException as error:  # a stranger on the port may say anything
+            raise OSError(str(error)) from error
 
     def _finish_requests(self) -> None:
         """Let running requests end, for at most ``stop_grace`` seconds: the gateway sends no new ones to an ending job."""
@@ -216,6 +254,13 @@ class Replica:
                 return
             time.sleep(POLL)
         say(f"stopping with {running} requests unfinished")
+
+    def _has_been_idle(self) -> bool:
+        """No request has run for ``LEAVE_TIME``: one that the gateway sent before it drained this replica has come by then."""
+        now = time.monotonic()
+        idle = not any(self._running(server) for server in self.servers)
+        self._idle_since = min(self._idle_since, now) if idle else float("inf")
+        return now - self._idle_since >= LEAVE_TIME
 
     def _running(self, server: LlamaServer) -> int:
         if server.process is None or server.process.poll() is not None:
@@ -239,65 +284,6 @@ class Replica:
                 process.kill()
                 process.wait()
         say(f"stopped {len(alive)} servers")
-
-
-class Publisher:
-    """Keeps the job's Slurm comment at the wanted record, without ever blocking the servers' care.
-
-    Args:
-        job_id: the job whose comment it is.
-    """
-
-    TIMEOUT = 10.0
-    PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0)  # between attempts; the last one is repeated: slurmctld may be away for long
-
-    def __init__(self, job_id: str) -> None:
-        self._job_id = job_id
-        self._wanted = self._published = self._under_way = ""
-        self._attempt: subprocess.Popen[bytes] | None = None
-        self._attempt_ends = self._next_at = 0.0
-        self._failures = 0
-
-    def want(self, record: Record) -> None:
-        """Say what the comment should be."""
-        self._wanted = encode(record)
-
-    def step(self) -> None:
-        """Start an attempt where one is due, or look how the one under way went."""
-        now = time.monotonic()
-        if self._attempt is not None:
-            status = self._attempt.poll()
-            if status is None and now > self._attempt_ends:
-                self._attempt.kill()
-                self._attempt.wait()
-                status = -signal.SIGKILL
-            if status is not None:
-                self._settle(status, now)
-        elif self._wanted != self._published and now >= self._next_at:
-            self._under_way, self._attempt_ends = self._wanted, now + self.TIMEOUT
-            self._attempt = self._scontrol(self._wanted)
-
-    def last_word(self, record: Record) -> None:
-        """Publish a record at once, waiting for it at most ``TIMEOUT`` seconds."""
-        attempt = self._scontrol(encode(record))
-        try:
-            attempt.wait(self.TIMEOUT)
-        except subprocess.TimeoutExpired:
-            attempt.kill()
-            attempt.wait()
-
-    def _settle(self, status: int, now: float) -> None:
-        self._attempt = None
-        if status == 0:
-            self._published, self._failures = self._under_way, 0
-            return
-        pause = self.PAUSES[min(self._failures, len(self.PAUSES) - 1)]
-        self._failures += 1
-        self._next_at = now + pause
-        say(f"scontrol could not publish the record ({_status(status)}); trying again in {pause:g} s")
-
-    def _scontrol(self, comment: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(["scontrol", "update", f"JobId={self._job_id}", f"Comment={comment}"], stdin=subprocess.DEVNULL)
 
 
 def gpus(environment: Mapping[str, str]) -> list[tuple[int, str]]:
@@ -347,13 +333,16 @@ def _read_key(path: str) -> str:
         raise ReplicaError(f"{path}: {error.strerror}; run site.yml for this node") from error
 
 
-def _status(status: int) -> str:
-    return f"status {status}" if status >= 0 else f"signal {signal.Signals(-status).name}"
-
-
-def say(message: str) -> None:
-    """Write a line to the job's log."""
-    print(time.strftime("%Y-%m-%dT%H:%M:%S"), "ptolemy:", message, flush=True)
+def _last_lines() -> str:
+    """The end of the job's log, to be told where people look first; empty where the output is no file."""
+    try:
+        with open("/proc/self/fd/1", "rb") as log:
+            log.seek(max(os.fstat(log.fileno()).st_size - LAST_BYTES, 0))
+            lines = log.read(LAST_BYTES).decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    # What the runner says itself stands in the reason already.
+    return "".join(f" | {line.strip()}" for line in lines[1:] if line.strip() and " ptolemy: " not in line)
 
 
 def main() -> int:

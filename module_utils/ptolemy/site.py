@@ -10,27 +10,18 @@ import difflib
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Sequence
+from typing import Any, Iterable, Iterator, Mapping, Optional, Sequence
 
 from .config import Service
 from .partitions import Partition, seconds
 from .record import NAME
 from .replica import GPUS_A_NODE, SERVERS_A_GPU
+from .rules import OWN_FLAGS, OWN_SBATCH, Rule, boolean, node_list, options, share, text, time_limit, whole
 
 PLACEHOLDER = "CHANGE-ME"  # what the example inventory holds wherever only the administrator knows the value
 KEYS = ("ptolemy_api_key", "ptolemy_backend_key")
 KEY_MIN = 20
 EPHEMERAL_FIRST = 32768  # Linux's default ip_local_port_range: above it any outgoing connection may hold a port
-
-# What the job script gives to llama-server and sbatch itself; a second one would silently win or lose.
-OWN_FLAGS = frozenset(
-    "-m --model -hf --hf-repo --host --port -c --ctx-size -np --parallel --api-key --api-key-file -a --alias"
-    " --metrics --slots --no-slots".split()
-)
-OWN_SBATCH = frozenset(
-    "-J --job-name -p --partition -t --time -G --gpus --gres -o --output -e --error -D --chdir"
-    " -a --array --comment --signal -N --nodes -n --ntasks -c --cpus-per-task --mem --requeue --wrap".split()
-)
 
 
 @dataclass(frozen=True)
@@ -52,58 +43,6 @@ class Problem:
         return " ".join(f"{self.variable}: {self.message} — {self.mend} in {file}".split())
 
 
-Rule = Callable[[Any], str]  # returns what is wrong with the value, or ""
-
-
-# ------------------------------------------------------------------------------------------------ rules for one value
-
-
-def whole(low: int, high: Optional[int] = None) -> Rule:
-    """Accept whole numbers from ``low`` to ``high``."""
-    span = f"from {low} to {high}" if high is not None else f"of {low} or more"
-
-    def rule(value: Any) -> str:
-        fits = type(value) is int and value >= low and (high is None or value <= high)
-        return "" if fits else f"must be a whole number {span}, not {value!r}"
-
-    return rule
-
-
-def text(pattern: str, wanted: str, secret: bool = False) -> Rule:
-    """Accept strings that match ``pattern`` as a whole; ``wanted`` is the pattern in words."""
-    compiled = re.compile(pattern)
-
-    def rule(value: Any) -> str:
-        fits = isinstance(value, str) and compiled.fullmatch(value)
-        return "" if fits else f"must be {wanted}" + ("" if secret else f", not {value!r}")
-
-    return rule
-
-
-def options(own: frozenset[str], owner: str) -> Rule:
-    """Accept a list of strings, none of which is an option that Ptolemy passes itself."""
-
-    def rule(value: Any) -> str:
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            return "must be a list of strings (quote numbers)"
-        taken = sorted({item.split("=", 1)[0] for item in value} & own)
-        return f"{', '.join(taken)}: {owner} sets this itself" if taken else ""
-
-    return rule
-
-
-def boolean(value: Any) -> str:
-    return "" if isinstance(value, bool) else f"must be true or false, not {value!r}"
-
-
-def time_limit(value: Any) -> str:
-    if isinstance(value, int):
-        return f"must be in quotes: YAML made the number {value} of it"
-    if not isinstance(value, str) or not seconds(value):
-        return f"must be a time in Slurm's notation, as 1-00:00:00 (days-hours:minutes:seconds), not {value!r}"
-    return ""
-
-
 _some_text = text(r"(?s).*\S.*", "a text")
 _partition = text(r"[A-Za-z0-9_.-]+", "a Slurm partition's name")
 _memory = text(r"[1-9]\d*[KMGT]?", "an amount of memory in Slurm's notation, as 32G")
@@ -118,8 +57,19 @@ _MODEL: Mapping[str, Rule] = {
 _MODEL_OPTIONAL = frozenset({"notes"})
 _SERVICE: Mapping[str, Rule] = {
     "model": text(NAME.pattern, "a model's name"),
-    "replicas": whole(0),
+    "min": whole(0),
+    "max": whole(0),
+    "guaranteed": whole(0),
+    "opportunistic": whole(0),
+    "target_load": share,
+    "scale_in_delay": whole(0),
     "partition": _partition,
+    "reservation": _some_text,
+    "nodes": node_list,
+    "exclusive": boolean,
+    "opportunistic_partition": _partition,
+    "opportunistic_options": options(OWN_SBATCH, "Ptolemy"),
+    "opportunistic_time_min": time_limit,
     "gpus": whole(1),
     "servers_per_gpu": whole(1, SERVERS_A_GPU),
     "slots": whole(1),
@@ -133,7 +83,10 @@ _SERVICE: Mapping[str, Rule] = {
     "stop_grace": whole(0),
     "drain_before_end": whole(0, 65535),  # the most that sbatch's --signal takes
 }
-_SERVICE_OPTIONAL = frozenset({"flags", "sbatch_options", "start_timeout", "stop_grace", "drain_before_end"})
+_SERVICE_OPTIONAL = frozenset(
+    "max guaranteed opportunistic target_load scale_in_delay reservation nodes exclusive opportunistic_partition"
+    " opportunistic_options opportunistic_time_min flags sbatch_options start_timeout stop_grace drain_before_end".split()
+)
 _SITE: Mapping[str, Rule] = {
     "slurm_managed": boolean,
     "ptolemy_user": text(r"(?!root$)[a-z_][a-z0-9_-]{0,31}", "the name of an unprivileged account"),
@@ -173,6 +126,7 @@ def check(
         *_catalogue(variables, "ptolemy_models", _MODEL, _MODEL_OPTIONAL, defined),
         *_files(variables),
         *_catalogue(variables, "ptolemy_services", _SERVICE, _SERVICE_OPTIONAL, defined),
+        *_sizes(variables),
         *_services(variables, partitions),
         *_ports(variables),
     ]
@@ -271,6 +225,26 @@ def _files(variables: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(f"ptolemy_models.{name}.file", f"{file!r} is also the file of model {seen[file]!r}", "name another file")
 
 
+def _sizes(variables: Mapping[str, Any]) -> Iterator[Problem]:
+    """``max`` is given, or follows from ``guaranteed`` and ``opportunistic``; ``min`` and ``opportunistic`` are not above it."""
+    for name, service in _entries(variables, "ptolemy_services"):
+        path = f"ptolemy_services.{name}"
+        if "max" not in service and "guaranteed" not in service:
+            yield Problem(f"{path}.max", "is not set", "set it, or guaranteed,")
+            continue
+        low, extra, guaranteed = service.get("min"), service.get("opportunistic", 0), service.get("guaranteed")
+        most = service.get("max", guaranteed)
+        if not all(type(value) is int for value in (low, extra, most)):
+            continue  # told already
+        if type(guaranteed) is int:
+            if service.get("max", guaranteed + extra) != guaranteed + extra:
+                yield Problem(f"{path}.max", f"must be guaranteed + opportunistic, {guaranteed + extra}", "leave it out")
+            most = guaranteed + extra
+        for key, value in (("min", low), ("opportunistic", extra)):
+            if value > most:
+                yield Problem(f"{path}.{key}", f"{value} is more than max, {most}", "lower it")
+
+
 def _services(variables: Mapping[str, Any], partitions: Optional[Mapping[str, Partition]]) -> Iterator[Problem]:
     models = [name for name, _ in _entries(variables, "ptolemy_models")]
     asked: dict[str, int] = defaultdict(int)
@@ -292,7 +266,7 @@ def _placing(
     path: str, service: Mapping[str, Any], longest: int, partitions: Mapping[str, Partition], asked: dict[str, int]
 ) -> Iterator[Problem]:
     """Check that a service's replicas can run in its partition; ``asked`` sums up the GPUs by partition."""
-    name, gpus, replicas = service["partition"], service.get("gpus"), service.get("replicas")
+    name, gpus, least = service["partition"], service.get("gpus"), service.get("min")
     partition = partitions.get(name)
     if partition is None:
         hint = _meant(name, partitions) or f" (there are: {', '.join(sorted(partitions)) or 'none'})"
@@ -304,15 +278,15 @@ def _placing(
         return
     if partition.most_seconds is not None and longest > partition.most_seconds:
         yield Problem(f"{path}.time_limit", f"{service['time_limit']} is longer than partition {name!r} allows", "set a shorter one")
-    if partition.gpus_per_node is None or partition.gpus is None or type(gpus) is not int or type(replicas) is not int:
+    if partition.gpus_per_node is None or partition.gpus is None or type(gpus) is not int or type(least) is not int:
         return
     if gpus > partition.gpus_per_node:
         yield Problem(f"{path}.gpus", f"{gpus} GPUs; a node of partition {name!r} has {partition.gpus_per_node} at most")
     before = asked[name]
-    asked[name] += gpus * replicas
+    asked[name] += gpus * least
     if before <= partition.gpus < asked[name]:
-        why = f"up to here the services of partition {name!r} ask for {asked[name]} GPUs, and it has {partition.gpus}"
-        yield Problem(f"{path}.replicas", why, "lower it")
+        why = f"up to here the services of partition {name!r} ask for {asked[name]} GPUs at least, and it has {partition.gpus}"
+        yield Problem(f"{path}.min", why, "lower it")
 
 
 def _ports(variables: Mapping[str, Any]) -> Iterator[Problem]:

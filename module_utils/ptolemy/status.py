@@ -1,14 +1,80 @@
-"""What people see: ``ptolemy status`` and ``ptolemy wait``, from what the daemon last wrote."""
+"""What people see: the daemon's view as plain data, and ``ptolemy status`` and ``ptolemy wait``, which show what it last wrote."""
 
 from __future__ import annotations
 
 import json
 import time
-from typing import Any, Iterator, Mapping
+from typing import Any, Iterator, Mapping, Sequence
 
+from .config import Config, Service
 from .errors import PtolemyError
+from .haproxy import Gateway, Server, backend_name
+from .memory import Memory
+from .slurm import Job
 
 DEAD_AFTER = 60.0  # seconds without a word from the daemon, above its longest tick
+
+
+def describe(config: Config, jobs: Sequence[Job], gateway: Gateway, memory: Memory) -> Sequence[Mapping[str, Any]]:
+    """Services, replicas and servers as plain data."""
+    alive: dict[str, list[Job]] = {}
+    for job in jobs:
+        if job.record is not None and not job.ended:
+            alive.setdefault(job.record.service, []).append(job)
+    servers: dict[str, list[Server]] = {}
+    for server in gateway.servers:
+        servers.setdefault(server.backend, []).append(server)
+    return [
+        _describe_service(service, alive.get(name, []), servers.get(backend_name(name), []), memory)
+        for name, service in config.services.items()
+    ]
+
+
+def _describe_service(service: Service, alive: Sequence[Job], servers: Sequence[Server], memory: Memory) -> Mapping[str, Any]:
+    serving = {server.job_id for server in servers if server.up and server.admin == "ready"}
+    ready = sum(job.ready and job.id in serving and job.record is not None and job.record.revision == service.revision for job in alive)
+    load, wanted = memory.loads.get(service.name), memory.targets.get(service.name, service.min)
+    return {
+        "service": service.name,
+        "model": service.model,
+        "revision": service.revision,
+        "state": "ready" if serving else "off" if not service.max else "starting" if wanted else "asleep",
+        "min": service.min,
+        "max": service.max,
+        "replicas_wanted": wanted,
+        "replicas_ready": ready,
+        "queued": load.last.waiting if load else 0,
+        "oldest_wait": load.oldest_wait if load else 0.0,
+        "demand": load.demand if load else 0.0,
+        "in_flight": sum(server.in_flight for server in servers),
+        "replicas": [
+            {
+                "job": job.id,
+                "slurm": job.state,
+                "reason": job.reason,
+                "state": job.record.state if job.record and job.fresh else "requeued",
+                "revision": job.record.revision if job.record else "",
+                "opportunistic": bool(job.record and job.record.opportunistic),
+                "host": job.host,
+                "address": job.address,
+                "ends": job.end,
+                "ports": list(job.record.ports) if job.record else [],
+                "why": job.record.reason if job.record else "",
+            }
+            for job in alive
+        ],
+        "servers": [
+            {
+                "name": server.name,
+                "address": f"{server.address}:{server.port}",
+                "admin": server.admin,
+                "up": server.up,
+                "in_flight": server.in_flight,
+                "slots": server.slots,
+            }
+            for server in servers
+        ],
+    }
 
 
 def read(path: str) -> dict[str, Any]:
@@ -43,16 +109,20 @@ def render(status: Mapping[str, Any], now: float) -> Iterator[str]:
         if trouble != status["stale_reason"]:
             yield f"note: {trouble}"
     for service in status["services"]:
+        bounds = f" ({service['min']} to {service['max']})" if service["min"] < service["max"] else ""
+        waits = f", the oldest for {service['oldest_wait']:.0f} s" if service["queued"] else ""
         yield (
-            f"{service['service']}: {service['replicas_ready']} of {service['replicas_wanted']} replicas ready, "
-            f"{service['in_flight']} requests running, {service['queued']} queued "
+            f"{service['service']}: {service['state']}, "
+            f"{service['replicas_ready']} of {service['replicas_wanted']} replicas ready{bounds}, "
+            f"{service['in_flight']} requests running, {service['queued']} queued{waits} "
             f"(model {service['model']}, revision {service['revision']})"
         )
         for replica in service["replicas"]:
             ends = f", {_span(replica['ends'] - now)} left" if replica["ends"] > now else ""
             where = f" on {replica['host']}" if replica["host"] else f" ({replica['reason']})"
             old = "" if replica["revision"] == service["revision"] else f", revision {replica['revision']}"
-            yield f"  job {replica['job']} {replica['slurm']}{where}: {replica['state']}{old}{ends} {replica['why']}".rstrip()
+            extra = ", opportunistic" if replica["opportunistic"] else ""
+            yield f"  job {replica['job']} {replica['slurm']}{where}: {replica['state']}{extra}{old}{ends} {replica['why']}".rstrip()
         for server in service["servers"]:
             health = "up" if server["up"] else "down"
             busy = f"{server['in_flight']} of {server['slots']} slots busy"

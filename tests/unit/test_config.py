@@ -16,7 +16,7 @@ from values import SITE, service
 
 RAW = {
     "site": {"user": "ptolemy", "uid": 6030, "llama_cpp": "b1"},
-    "services": {"chat": {"model": "m", "model_path": "/m.gguf", "model_sha256": "0" * 64, "replicas": 2, "partition": "gpu"}},
+    "services": {"chat": {"model": "m", "model_path": "/m.gguf", "model_sha256": "0" * 64, "min": 1, "max": 2, "partition": "gpu"}},
 }
 TEMPLATE = "#!/bin/bash\n$sbatch_options\n# $service $revision\nexport PYTHONPATH=$lib\nexec cat <<'SPEC'\n$spec\nSPEC\n"
 
@@ -25,7 +25,7 @@ def test_a_services_file_is_read(tmp_path):
     path = tmp_path / "services.json"
     path.write_text(json.dumps(RAW))
     config = load(str(path))
-    assert config.services["chat"].replicas == 2
+    assert (config.services["chat"].min, config.services["chat"].max) == (1, 2)
     assert config.services["chat"].llama_cpp == "b1"
 
 
@@ -50,7 +50,12 @@ def changed(path, value):
         (["site", "uid"], "6030", "f: site.uid: must be a whole number"),
         (["services", "chat", "model"], None, "f: services.chat.model: missing"),
         (["services", "chat", "gpuss"], 1, "f: services.chat.gpuss: unknown key"),
-        (["services", "chat", "replicas"], True, "f: services.chat.replicas: must be a whole number"),
+        (["services", "chat", "min"], True, "f: services.chat.min: must be a whole number"),
+        (["services", "chat", "min"], 3, "f: services.chat.min: 3 is more than max, 2"),
+        (["services", "chat", "opportunistic"], 3, "f: services.chat.opportunistic: 3 is more than max, 2"),
+        (["services", "chat", "guaranteed"], 1, "f: services.chat.max: must be guaranteed + opportunistic, 1; leave it out"),
+        (["services", "chat", "target_load"], 0, "f: services.chat.target_load: must be above 0"),
+        (["services", "chat", "exclusive"], "yes", "f: services.chat.exclusive: must be true or false"),
         (["services", "chat", "flags"], "-b 1", "f: services.chat.flags: must be a list of strings"),
         (["services", "chat", "partition"], "a\n#SBATCH", "f: services.chat.partition: must be a string of one line"),
         (["services", "Chat!"], {}, "f: services.Chat!: a service's name must match"),
@@ -60,6 +65,13 @@ def changed(path, value):
 def test_what_is_wrong_is_named(path, value, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         parse(changed(path, value), "f")
+
+
+def test_guaranteed_is_another_way_to_say_max():
+    raw = changed(["services", "chat", "max"], None)
+    raw["services"]["chat"] |= {"guaranteed": 3, "opportunistic": 2}
+    chat = parse(raw, "f").services["chat"]
+    assert (chat.max, chat.guaranteed, chat.opportunistic) == (5, 3, 2)
 
 
 def test_a_file_that_is_missing_or_no_json_is_named(tmp_path):
@@ -74,7 +86,7 @@ def test_a_revision_follows_what_decides_how_a_replica_runs_and_nothing_else():
     base = service()
     for field, value in {"model_sha256": "1" * 64, "llama_cpp": "b2", "gpus": 2, "slots": 9, "context": 1, "flags": ("-b",)}.items():
         assert replace(base, **{field: value}).revision != base.revision
-    for field, value in {"replicas": 5, "time_limit": "1:00", "sbatch_options": ("--nice",), "partition": "high"}.items():
+    for field, value in {"min": 0, "max": 5, "time_limit": "1:00", "sbatch_options": ("--nice",), "partition": "high"}.items():
         assert replace(base, **{field: value}).revision == base.revision
 
 
@@ -85,6 +97,21 @@ def test_the_job_script_is_bash_and_hands_its_spec_on_unchanged():
     assert json.loads(printed)["flags"] == list(hostile.flags)
     assert "#SBATCH --gres=gpu:2" in text
     assert "#SBATCH --mem=32G" in text
+
+
+def test_an_extra_replica_is_submitted_where_and_as_the_service_says():
+    chat = service(
+        size=2, opportunistic=1, opportunistic_partition="scavenge", opportunistic_options=("--qos=low",),
+        reservation="course", exclusive=True,
+    )  # fmt: skip
+    ordinary, extra = (script(TEMPLATE, SITE, chat, opportunistic, {"n2", "n1"}) for opportunistic in (False, True))
+    assert "#SBATCH --partition=gpu\n" in ordinary
+    assert "--time-min" not in ordinary
+    for option in ("--reservation=course", "--exclusive", "--exclude=n1,n2"):
+        assert f"#SBATCH {option}\n" in ordinary
+        assert f"#SBATCH {option}\n" in extra
+    assert "#SBATCH --partition=scavenge\n" in extra
+    assert "#SBATCH --time-min=00:10:00\n#SBATCH --qos=low" in extra
 
 
 def test_a_template_with_an_unknown_place_is_refused_by_name():

@@ -13,13 +13,13 @@ from values import endpoint
 
 INFO = "Name: HAProxy\nPid: 42\nUptime_sec: 7\n"
 STAT = (
-    "# pxname,svname,qcur,scur,slim,status,type,\n"
-    "stats,BACKEND,0,0,900,UP,1,\n"
-    "svc_chat,hold,0,1,1,UP,2,\n"
-    "svc_chat,j7r0p20000,0,3,8,UP,2,\n"
-    "svc_chat,j8r0p20000,0,1,8,DOWN,2,\n"
-    "svc_chat,j9r0p20000,0,0,8,MAINT,2,\n"
-    "svc_chat,BACKEND,5,4,900,UP,1,\n"
+    "# pxname,svname,qcur,scur,slim,stot,status,type,\n"
+    "stats,BACKEND,0,0,900,9,UP,1,\n"
+    "svc_chat,hold,0,1,1,9,UP,2,\n"
+    "svc_chat,j7r0p20000,0,3,8,9,UP,2,\n"
+    "svc_chat,j8r0p20000,0,1,8,9,DOWN,2,\n"
+    "svc_chat,j9r0p20000,0,0,8,9,MAINT,2,\n"
+    "svc_chat,BACKEND,5,4,900,9,UP,1,\n"
 )
 STATE = (
     "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_time_since_last_change srv_port\n"
@@ -33,7 +33,8 @@ STATE = (
 
 def test_an_observation_holds_our_servers_and_the_queue():
     seen = parse(INFO, STAT, STATE)
-    assert (seen.pid, dict(seen.queued)) == (42, {"svc_chat": 5})
+    # The one that `hold` has waits, too.
+    assert (seen.pid, dict(seen.queued), dict(seen.arrived)) == (42, {"svc_chat": 6}, {"svc_chat": 9})
     assert [(server.name, server.admin, server.up, server.in_flight, server.slots, server.id) for server in seen.servers] == [
         ("j7r0p20000", "ready", True, 3, 8, 1000),
         ("j8r0p20000", "drain", False, 1, 8, 1001),

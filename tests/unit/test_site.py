@@ -38,7 +38,8 @@ def site(**changes: Any) -> dict[str, Any]:
         "ptolemy_services": {
             "chat": {
                 "model": "demo",
-                "replicas": 2,
+                "min": 2,
+                "max": 2,
                 "partition": "gpu",
                 "gpus": 1,
                 "servers_per_gpu": 4,
@@ -113,9 +114,9 @@ def test_each_key_of_a_model_but_notes_is_required(key: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("replicas", -1),
-        ("replicas", "2"),
-        ("replicas", True),
+        ("min", -1),
+        ("max", "2"),
+        ("min", True),
         ("gpus", 0),
         ("servers_per_gpu", 0),
         ("servers_per_gpu", 17),
@@ -183,7 +184,7 @@ def test_an_unknown_model_is_named_with_the_likely_one() -> None:
 
 
 def test_an_unknown_key_is_named_with_the_likely_one() -> None:
-    assert complaints(with_service(replica=3)) == {"ptolemy_services.chat.replica": "unknown key (did you mean 'replicas'?)"}
+    assert complaints(with_service(target_lod=0.5)) == {"ptolemy_services.chat.target_lod": "unknown key (did you mean 'target_load'?)"}
     assert complaints(with_model(license="MIT")) == {"ptolemy_models.demo.license": "unknown key (did you mean 'licence'?)"}
 
 
@@ -246,8 +247,8 @@ def test_ports_that_clash_are_named(changes: dict[str, Any], named: str) -> None
     [
         ({"partition": "gpuu"}, "partition"),
         ({"partition": "cpu"}, "partition"),
-        ({"gpus": 9, "replicas": 1}, "gpus"),
-        ({"replicas": 17}, "replicas"),
+        ({"gpus": 9, "min": 1}, "gpus"),
+        ({"min": 17, "max": 17}, "min"),
         ({"time_limit": "8-00:00:00"}, "time_limit"),
         ({"time_limit": "5:00"}, "time_limit"),
     ],
@@ -257,8 +258,8 @@ def test_what_slurm_could_never_run_is_named(changes: dict[str, Any], named: str
 
 
 def test_the_gpus_of_all_services_of_a_partition_count() -> None:
-    service = {**site()["ptolemy_services"]["chat"], "replicas": 9}
-    assert list(complaints(site(ptolemy_services={"a": service, "b": service, "c": service}))) == ["ptolemy_services.b.replicas"]
+    service = {**site()["ptolemy_services"]["chat"], "min": 9, "max": 9}
+    assert list(complaints(site(ptolemy_services={"a": service, "b": service, "c": service}))) == ["ptolemy_services.b.min"]
 
 
 def test_unknown_partitions_or_gpus_are_not_held_against_a_service() -> None:

@@ -13,8 +13,9 @@ from ptolemy.slurm import Slurm, parse_jobs
 RECORD = '{"v":1,"s":"chat","r":"0123456789ab","n":0,"st":"ready","p":"20000","k":8}'
 
 
-def line(number=7, state="RUNNING", uid=6030, host="n1", comment=RECORD, restart=0, end="2026-11-22T15:46:58"):
-    columns = [number, state, uid, restart, host, "2026-11-22T14:46:58", end, "None", "ptolemy-chat", comment]
+def line(number=7, state="RUNNING", uid=6030, host="n1", comment=RECORD, restart=0, end="2026-11-22T15:46:58", preempt="N/A"):
+    start = "2026-11-22T14:46:58"
+    columns = [number, state, uid, restart, host, "2026-11-22T14:46:50", start, end, preempt, "None", "ptolemy-chat", comment]
     return "".join(f"{column!s:<40}|" for column in columns) + "\n"
 
 
@@ -91,13 +92,13 @@ def test_a_missing_program_is_an_error(monkeypatch):
 
 def test_the_address_of_a_ready_job_is_that_of_its_node(command):
     command("squeue", f"cat <<'E'\n{line()}E")
-    command("sinfo", "echo 'n1|127.0.0.7'; echo 'n2|127.0.0.8'")
+    command("sinfo", "echo 'n1|127.0.0.7|gpu|mixed'; echo 'n2|127.0.0.8|gpu|idle'")
     assert Slurm(6030, 5).jobs()[0].address == "127.0.0.7"
 
 
 def test_a_node_whose_name_has_no_address_gives_no_endpoint(command):
     command("squeue", f"cat <<'E'\n{line()}E")
-    command("sinfo", "echo 'n1|no such name'")
+    command("sinfo", "echo 'n1|no such name|gpu|mixed'")
     assert Slurm(6030, 5).jobs()[0].address == ""
 
 

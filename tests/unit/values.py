@@ -7,14 +7,15 @@ from typing import Any
 from ptolemy.config import Config, Service, Site
 from ptolemy.haproxy import Endpoint, Gateway, Server
 from ptolemy.record import READY, Record
-from ptolemy.slurm import Job
+from ptolemy.slurm import Job, Node
 
 SITE = Site(user="ptolemy", uid=6030)
 
 
-def service(name: str = "chat", **fields: Any) -> Service:
-    given = {"model": "demo", "model_path": "/models/demo.gguf", "model_sha256": "0" * 64, "replicas": 1, "partition": "gpu"}
-    return Service(name=name, **{**given, **fields})
+def service(name: str = "chat", size: int = 1, **fields: Any) -> Service:
+    """A service of a fixed size, unless min and max are given."""
+    given = {"model": "demo", "model_path": "/models/demo.gguf", "model_sha256": "0" * 64, "partition": "gpu"}
+    return Service(name=name, **{**given, "min": size, "max": size, **fields})
 
 
 def config(*services: Service) -> Config:
@@ -32,6 +33,7 @@ def job(number: int, of: Service, state: str = READY, slurm: str = "RUNNING", **
         "user_id": 6030,
         "restart": 0,
         "host": "n1" if slurm == "RUNNING" else "",
+        "submit": 990.0,
         "start": 1000.0,
         "end": 90000.0,
         "reason": "None",
@@ -62,5 +64,9 @@ def server(number: int = 1, port: int = 20000, backend: str = "svc_chat", **fiel
     return Server(**{**given, **fields})
 
 
-def gateway(*servers: Server, backends: tuple[str, ...] = ("svc_chat",)) -> Gateway:
-    return Gateway(pid=1, queued=dict.fromkeys(backends, 0), servers=tuple(servers))
+def gateway(*servers: Server, backends: tuple[str, ...] = ("svc_chat",), queued: int = 0, arrived: int = 0) -> Gateway:
+    return Gateway(pid=1, queued=dict.fromkeys(backends, queued), arrived=dict.fromkeys(backends, arrived), servers=tuple(servers))
+
+
+def node(name: str = "n1", closed: bool = False, partition: str = "gpu") -> Node:
+    return Node(name, name, frozenset([partition]), closed)

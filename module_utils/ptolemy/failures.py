@@ -1,0 +1,98 @@
+"""Replicas that failed: how long to wait before the next one, which nodes to avoid, what to tell people. Pure.
+
+Slurm forgets an ended job after its MinJobAge (five minutes by default), so failures are remembered here, for an hour. Losing this
+memory costs a few more tries, nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Iterable, Mapping, Sequence
+
+from .config import Service
+from .record import FAILED
+from .slurm import Job, Node
+
+MEMORY = 3600.0  # seconds
+# A service whose replicas fail is retried after 5 s, 10 s, 20 s ... and at the latest after 5 minutes.
+FIRST_RETRY, LAST_RETRY = 5.0, 300.0
+LOOP = 3  # failures in a row that are called a crash loop
+MOST_ON_A_NODE = 2  # failures in a row on one node after which it is avoided
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A replica that ended by a fault of its own.
+
+    Attributes:
+        job_id: which.
+        revision: of the service that it ran.
+        node: where; empty where it never had one.
+        at: Unix time of its end.
+        reason: its last words, or Slurm's.
+    """
+
+    job_id: int
+    revision: str
+    node: str
+    at: float
+    reason: str
+
+
+def remember(known: Sequence[Failure], jobs: Iterable[Job], now: float) -> Sequence[Failure]:
+    """Return the failures of the last hour: those ``known`` and those that ``jobs`` shows, the oldest first."""
+    found = {failure.job_id: failure for failure in known if now - failure.at < MEMORY}
+    for job in jobs:
+        if job.failed and job.record is not None and job.id not in found and now - job.end < MEMORY:
+            words = job.record.reason if job.record.state == FAILED and job.fresh else ""
+            found[job.id] = Failure(job.id, job.record.revision, job.host, job.end, words or f"{job.state} ({job.reason})")
+    return tuple(sorted(found.values(), key=lambda failure: (failure.at, failure.job_id)))
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the failures of a service's present revision teach.
+
+    Attributes:
+        retry_at: Unix time before which no replica should be submitted; 0 where none failed.
+        avoid: nodes on which none should start.
+        note: one sentence for people, the same as long as nothing new happens; empty where there is nothing to tell.
+    """
+
+    retry_at: float = 0.0
+    avoid: frozenset[str] = frozenset()
+    note: str = ""
+
+
+def lesson(service: Service, failures: Iterable[Failure], jobs: Iterable[Job], nodes: Mapping[str, Node]) -> Lesson:
+    """Draw the lesson of a service's failures.
+
+    Args:
+        service: the service; failures of other revisions say nothing about this one.
+        failures: as ``remember`` returns them.
+        jobs: the service's live jobs: one that started after a failure and serves ends the row of failures.
+        nodes: all nodes; where every node of the partition has failed, it is not the nodes' fault, and none is avoided.
+    """
+    good = [job for job in jobs if job.ready and job.record is not None and job.record.revision == service.revision]
+    since = max((job.start for job in good), default=0.0)
+    on_node: dict[str, float] = {}
+    for job in good:
+        on_node[job.host] = max(on_node.get(job.host, 0.0), job.start)
+
+    mine = [failure for failure in failures if failure.revision == service.revision]
+    row = [failure for failure in mine if failure.at > since]
+    bad = [failure.node for failure in mine if failure.node and failure.at > on_node.get(failure.node, 0.0)]
+    avoid = frozenset(node for node in bad if bad.count(node) >= MOST_ON_A_NODE)
+    usable = {node.name for node in nodes.values() if service.partition in node.partitions and not node.closed}
+    if usable <= avoid:
+        avoid = frozenset()
+
+    notes = []
+    if len(row) >= LOOP:
+        where = ", ".join(sorted({failure.node for failure in row if failure.node})) or "no node"
+        notes.append(f"{service.name}: replicas of revision {service.revision} keep failing (on {where}): {row[-1].reason}")
+    if avoid:
+        last = next(failure.reason for failure in reversed(mine) if failure.node in avoid)
+        notes.append(f"{service.name}: avoiding {', '.join(sorted(avoid))}, where replicas keep failing: {last}")
+    retry_at = row[-1].at + min(FIRST_RETRY * 2.0 ** (len(row) - 1), LAST_RETRY) if row else 0.0
+    return Lesson(retry_at, avoid, "; ".join(notes))

@@ -1,0 +1,107 @@
+"""How busy a service is: HAProxy's counters, second by second, and the demand that follows from them.
+
+HAProxy counts the requests that are being answered, those that wait, and those that ever arrived, but not how long the oldest one
+has waited. Its queue is first come, first served, so that follows: with `w` waiting now and `a` ever arrived, the oldest waiting one
+is number `a - w`, and it has waited since the count of arrivals passed that number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Deque
+
+PATIENCE = 5.0  # seconds of waiting from which on a queue counts in full: a shorter one drains by itself
+SMOOTHING = 3.0  # seconds; time constant of the moving average, a compromise between quick and calm
+
+
+@dataclass(frozen=True)
+class Load:
+    """One look at a service.
+
+    Attributes:
+        at: when, in seconds of a clock that never goes back.
+        busy: requests that its servers are answering.
+        waiting: requests that wait for a server.
+        arrived: requests that have ever reached the service, by HAProxy's count; it starts anew with HAProxy.
+    """
+
+    at: float
+    busy: int
+    waiting: int
+    arrived: int
+
+
+class History:
+    """The loads of one service in the recent past.
+
+    Args:
+        span: seconds that ``peak`` looks back.
+    """
+
+    def __init__(self, span: float) -> None:
+        self.span = span
+        self._arrivals: Deque[tuple[float, int]] = deque()
+        self._peaks: Deque[tuple[float, float]] = deque()  # falling demands: the first is the highest of the span
+        self._since = math.inf
+        self._last = Load(-math.inf, 0, 0, 0)
+        self._smoothed = 0.0
+        self._oldest_wait = 0.0
+
+    @property
+    def last(self) -> Load:
+        """The newest look."""
+        return self._last
+
+    @property
+    def oldest_wait(self) -> float:
+        """Seconds that the request at the head of the queue has waited; 0 where none waits."""
+        return self._oldest_wait
+
+    @property
+    def demand(self) -> float:
+        """Slots that the service needs now, smoothed: busy ones, and the waiting requests by how long they have waited."""
+        return self._smoothed
+
+    @property
+    def peak(self) -> float | None:
+        """The highest demand of the last ``span`` seconds; None until there are so many."""
+        if self._last.at - self._since < self.span:
+            return None
+        return self._peaks[0][1]
+
+    def add(self, load: Load) -> None:
+        """Take note of a look. One that is not newer than the last is ignored."""
+        elapsed = load.at - self._last.at
+        if elapsed <= 0:
+            return
+        if load.arrived < self._last.arrived:
+            self._arrivals.clear()  # another HAProxy process counts from 0
+        self._since = min(self._since, load.at)
+        self._last = load
+        self._oldest_wait = self._measure_wait(load)
+        demand = load.busy + load.waiting * min(self._oldest_wait / PATIENCE, 1.0)
+        self._smoothed += (demand - self._smoothed) * (1.0 if math.isinf(elapsed) else 1.0 - math.exp(-elapsed / SMOOTHING))
+        while self._peaks and self._peaks[-1][1] <= self._smoothed:
+            self._peaks.pop()
+        self._peaks.append((load.at, self._smoothed))
+        while self._peaks[0][0] < load.at - self.span:
+            self._peaks.popleft()
+
+    def _measure_wait(self, load: Load) -> float:
+        self._arrivals.append((load.at, load.arrived))
+        if not load.waiting:
+            while len(self._arrivals) > 1:
+                self._arrivals.popleft()
+            return 0.0
+        head = load.arrived - load.waiting
+        # The look before the head arrived stays, so that the wait is known from then on.
+        while len(self._arrivals) > 1 and self._arrivals[1][1] <= head:
+            self._arrivals.popleft()
+        return load.at - self._arrivals[0][0]
+
+
+def replicas_for(demand: float, capacity: float) -> int:
+    """The replicas that ``demand`` slots need where each has ``capacity``."""
+    return math.ceil(demand / capacity - 1e-3)  # a moving average never quite gets to zero
