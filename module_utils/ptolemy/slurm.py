@@ -196,7 +196,8 @@ class Slurm:
         jobs = parse_jobs(text, self._uid)
         for missing in sorted(expected - {job.id for job in jobs})[: self.MOST_CROSS_CHECKS]:
             self._check_gone(missing)
-        nodes = self.nodes({job.host for job in jobs if job.ready})
+        hosts = {job.host for job in jobs if job.ready}
+        nodes = self.nodes(hosts) if hosts else {}
         return [replace(job, address=self._address(nodes[job.host])) if job.ready and job.host in nodes else job for job in jobs]
 
     def _address(self, node: Node) -> str:

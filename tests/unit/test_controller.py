@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ptolemy import controller
 from ptolemy.errors import ChangeError
+from ptolemy.memory import Memory
 from values import SITE, config, gateway, job, record, server, service
 
-CHAT = service(replicas=2)
+CHAT = service(size=2)
 
 
 def names(jobs, **kwargs):
@@ -44,24 +47,26 @@ def test_an_implausible_record_is_no_endpoint(implausible):
     assert names([implausible]) == []
 
 
-def test_a_held_removal_submits_no_replacements_either():
-    seen = gateway(server(1), server(2))
-    decision = controller.decide(config(CHAT), [], seen, now=0)
-    assert not decision.replicas.submit
-    assert not decision.backends.changes
-    assert "held" in decision.notes[0]
-    assert controller.decide(config(CHAT), [], seen, 0, decision.backends.suspected).replicas.submit == {"chat": 2}
+def decided(services, jobs, seen, now=0.0):
+    memory = Memory()
+    memory.learn(services, jobs, seen, now)
+    return controller.decide(services, jobs, {}, seen, memory, now)
+
+
+def test_a_name_service_that_fails_takes_no_server_away():
+    decision = decided(config(CHAT), [job(1, CHAT, address=""), job(2, CHAT)], gateway(server(1), server(2)))
+    assert not decision.backends
 
 
 def test_a_service_without_a_backend_is_said():
-    decision = controller.decide(config(CHAT), [], gateway(backends=()), now=0)
+    decision = decided(config(CHAT), [], gateway(backends=()))
     assert decision.notes == ("chat: HAProxy has no backend svc_chat; run site.yml",)
 
 
 def test_while_slurm_is_silent_a_restarted_haproxy_gets_its_servers_back_and_loses_none():
     known = [job(1, CHAT), job(2, CHAT)]
     restarted = controller.restore(config(CHAT), known, gateway(server(9)))
-    assert [str(change) for change in restarted.changes] == ["add svc_chat/j1r0p20000", "add svc_chat/j2r0p20000"]
+    assert [str(change) for change in restarted] == ["add svc_chat/j1r0p20000", "add svc_chat/j2r0p20000"]
 
 
 class FakeHAProxy:
@@ -79,9 +84,8 @@ class FakeHAProxy:
 
 def test_changes_are_applied_in_order_and_a_refusal_does_not_stop_the_others():
     seen = gateway(server(3), server(4, admin="drain"))
-    plan = controller.decide(
-        config(CHAT), [job(1, CHAT), job(3, CHAT, slurm="COMPLETING"), job(4, CHAT, slurm="COMPLETING")], seen, 0
-    ).backends
+    jobs = [job(1, CHAT), job(3, CHAT, slurm="COMPLETING"), job(4, CHAT, slurm="COMPLETING")]
+    plan = decided(config(CHAT), jobs, seen).backends
     haproxy, applied = FakeHAProxy(refuse=("drain",)), controller.Applied()
     controller.apply_backends(plan, haproxy, applied)
     assert haproxy.calls == [("add", "j1r0p20000"), ("ready", "j1r0p20000"), ("remove", "j4r0p20000")]
@@ -102,14 +106,20 @@ class FakeSlurm:
     def cancel(self, job_ids):
         self.ended += job_ids
 
+    def leave(self, job_ids):
+        if self._refuse:
+            raise ChangeError("scancel refused")
 
-def apply(slurm, tmp_path, wanted):
+
+def apply(slurm, tmp_path, wanted, jobs=(), memory=None):
     template = tmp_path / "replica.sh"
     template.write_text("#!/bin/bash\n$sbatch_options\nexport PYTHONPATH=$lib\n# $service $revision\n$spec\n")
-    site = type(SITE)(**{**SITE.__dict__, "job_template": str(template), "max_submissions": 3})
-    given, applied = controller.Config(site, {"chat": service(replicas=wanted)}), controller.Applied()
-    decision = controller.decide(given, [], gateway(), 0)
-    controller.apply_replicas(decision.replicas, given, slurm, applied)
+    site = replace(SITE, job_template=str(template), max_submissions=3)
+    given, applied = controller.Config(site, {"chat": service(size=wanted)}), controller.Applied()
+    memory = memory or Memory()
+    memory.learn(given, jobs, gateway(), 0)
+    decision = controller.decide(given, jobs, {}, gateway(), memory, 0)
+    controller.apply_replicas(decision.replicas, given, slurm, memory, 0, applied)
     return applied
 
 
@@ -124,3 +134,16 @@ def test_one_tick_submits_a_bounded_number_of_jobs(tmp_path):
 def test_after_one_refusal_sbatch_is_not_asked_again_in_that_tick(tmp_path):
     applied = apply(FakeSlurm(refuse=True), tmp_path, wanted=10)
     assert applied.failed == ["sbatch refused"]
+
+
+def test_a_job_that_was_submitted_must_be_in_the_next_answer_of_slurm(tmp_path):
+    memory = Memory()
+    apply(FakeSlurm(), tmp_path, wanted=2, memory=memory)
+    assert memory.expected(gateway()) == {1, 2}
+
+
+def test_an_idle_surplus_is_asked_to_end_once_and_again_where_that_was_refused(tmp_path):
+    memory = Memory()
+    assert apply(FakeSlurm(refuse=True), tmp_path, 0, [job(1, CHAT)], memory).failed == ["scancel refused"]
+    assert apply(FakeSlurm(), tmp_path, 0, [job(1, CHAT)], memory).done == ["ask to end 1"]
+    assert apply(FakeSlurm(), tmp_path, 0, [job(1, CHAT)], memory).done == []

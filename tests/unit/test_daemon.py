@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 
 import pytest
 
 from ptolemy import status
-from ptolemy.daemon import Daemon
-from ptolemy.errors import ObservationError
+from ptolemy.clock import SteadyClock
+from ptolemy.daemon import Daemon, lock
+from ptolemy.errors import ObservationError, PtolemyError
 from values import gateway, job, server, service
 
-CHAT = service(replicas=1, llama_cpp="")
+CHAT = service()
 
 
 class Source:
@@ -22,20 +24,29 @@ class Source:
     def __init__(self, answer):
         self.answer, self.calls = answer, []
 
-    def jobs(self):
+    def observe(self):
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
 
-    observe = jobs
+    def jobs(self, expected):
+        self.expected = expected
+        return self.observe()
+
+    def nodes(self):
+        return {}
 
     def __getattr__(self, verb):
-        return lambda *arguments: self.calls.append((verb, *arguments))
+        def change(*arguments):
+            self.calls.append((verb, *arguments))
+            return len(self.calls)  # as a job's id
+
+        return change
 
 
 @pytest.fixture
 def daemon(tmp_path):
-    fields = {key: CHAT.__dict__[key] for key in ("model", "model_path", "model_sha256", "replicas", "partition")}
+    fields = {key: CHAT.__dict__[key] for key in ("model", "model_path", "model_sha256", "min", "max", "partition")}
     site = {"user": "ptolemy", "uid": 6030, "status_file": str(tmp_path / "status.json"), "job_template": str(tmp_path / "replica.sh")}
     (tmp_path / "replica.sh").write_text("#!/bin/bash\n$sbatch_options\n")
     (tmp_path / "services.json").write_text(json.dumps({"site": site, "services": {"chat": fields}}))
@@ -84,6 +95,44 @@ def test_while_haproxy_gives_no_answer_no_job_is_touched(daemon):
     assert not daemon._slurm.calls
 
 
+def test_slurm_must_account_for_what_it_showed_before_and_for_every_healthy_server(daemon):
+    daemon._slurm.answer, daemon._haproxy.answer = [job(1, CHAT)], gateway(server(2), server(3, up=False))
+    daemon.tick()
+    assert daemon._slurm.expected == {2}
+    daemon.tick()
+    assert daemon._slurm.expected == {1, 2}
+
+
+def test_the_loop_turns_faster_while_a_replica_starts(daemon):
+    daemon._slurm.answer = [job(1, CHAT)]
+    daemon.tick()
+    calm = daemon.pause
+    daemon._slurm.answer = [job(1, CHAT, "starting")]
+    daemon.tick()
+    assert daemon.pause < calm
+
+
+def test_a_second_daemon_is_refused_for_as_long_as_the_first_lives(tmp_path):
+    first = lock(str(tmp_path))
+    with pytest.raises(PtolemyError, match="another ptolemyd runs on this host"):
+        lock(str(tmp_path))
+    os.close(first)
+    os.close(lock(str(tmp_path)))
+
+
+def test_a_clock_that_jumps_is_told_and_touches_no_replica(daemon, caplog):
+    wall = [time.time()]
+    daemon._clock = SteadyClock(lambda: wall[0], time.monotonic)
+    daemon._slurm.answer, daemon._haproxy.answer = [job(1, CHAT, start=wall[0] - 60, end=wall[0] + 7200)], gateway(server(1))
+    daemon.tick()
+    for jump in (+7000, -20000):
+        wall[0] += jump
+        with caplog.at_level(logging.WARNING):
+            assert daemon.tick() == ""
+        assert "the clock was set by" in caplog.text
+    assert not daemon._slurm.calls
+
+
 def test_a_wrong_services_file_leaves_the_last_good_one_in_force(daemon, caplog):
     with open(daemon._path, "a") as file:
         file.write("}")
@@ -98,7 +147,7 @@ def test_status_shows_services_replicas_and_servers(daemon):
     daemon._slurm.answer, daemon._haproxy.answer = [job(1, CHAT, end=time.time() + 600)], gateway(server(1, in_flight=2))
     daemon.tick()
     text = "\n".join(status.render(seen(daemon), time.time()))
-    assert "chat: 1 of 1 replicas ready, 2 requests running, 0 queued" in text
+    assert "chat: ready, 1 of 1 replicas ready, 2 requests running, 0 queued" in text
     assert "job 1 RUNNING on n1: ready" in text
     assert "j1r0p20000 10.0.0.1:20000 ready up, 2 of 8 slots busy" in text
 

@@ -20,7 +20,12 @@ from ptolemy.record import decode
 DEADLINE = 20.0
 FIRST = 21000
 # The real runner, with shorter pauses.
-RUN = "import sys; from ptolemy import replica; replica.FIRST_PAUSE, replica.LEAVE_TIME = 0.05, 0.6; sys.exit(replica.main())"
+RUN = """
+import sys
+from ptolemy import replica
+replica.FIRST_PAUSE, replica.LEAVE_TIME, replica.PROBE_EVERY, replica.PROBE_TIMEOUT = 0.05, 0.6, 0.2, 0.5
+sys.exit(replica.main())
+"""
 
 
 @pytest.fixture
@@ -43,6 +48,7 @@ def spec(node, **fields):
     given = {
         "service": "chat",
         "revision": "0123456789ab",
+        "opportunistic": True,
         "llama_server": str(node / "llama-server"),
         "model_path": str(node / "model.gguf"),
         "key_file": str(node / "backend.key"),
@@ -71,10 +77,10 @@ class Runner:
             "SLURM_JOB_GPUS": "0,2",
             "CUDA_VISIBLE_DEVICES": "0,1",
         }
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", RUN],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True,
-        )  # fmt: skip
+        with (node / "job.log").open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", RUN], stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment, text=True
+            )
         self.process.stdin.write(json.dumps(spec(node, **fields)))
         self.process.stdin.close()
 
@@ -98,8 +104,7 @@ class Runner:
         return path.read_text().splitlines() if path.exists() else []
 
     def log(self):
-        self.process.kill()
-        return self.process.stdout.read()
+        return (self.node / "job.log").read_text()
 
 
 @pytest.fixture
@@ -115,14 +120,14 @@ def run(node):
         if runner.process.poll() is None:
             runner.process.send_signal(signal.SIGTERM)
             runner.process.wait(DEADLINE)
-        runner.process.stdout.close()
 
 
 def test_each_server_has_its_gpu_its_port_and_the_services_flags(run):
     runner = run()
     record = runner.until_state("ready")
     assert record.ports == (FIRST, FIRST + 1, FIRST + 32, FIRST + 33)
-    assert record.slots == 4
+    assert (record.slots, record.opportunistic) == (4, True)
+    assert 1 <= record.took <= DEADLINE
     by_port = {int(line.split()[0]): line for line in runner.started()}
     assert [by_port[port].split()[1] for port in record.ports] == ["0", "0", "1", "1"]
     assert "--ctx-size 2048" in by_port[FIRST]
@@ -174,6 +179,50 @@ def test_usr1_asks_to_be_drained_and_serves_on(run):
     assert runner.process.poll() is None
 
 
+def test_usr2_ends_it_once_no_request_runs(run, node):
+    runner = run()
+    runner.until_state("ready")
+    (node / "busy").touch()
+    runner.process.send_signal(signal.SIGUSR2)
+    runner.until_state("draining")
+    with pytest.raises(subprocess.TimeoutExpired):
+        runner.process.wait(1.5)
+    (node / "busy").unlink()
+    assert runner.process.wait(DEADLINE) == 0
+    assert "stopped 4 servers" in runner.log()
+
+
+def test_a_frozen_server_is_killed_and_started_again(run):
+    runner = run(servers_per_gpu=1)
+    runner.until_state("ready")
+    (frozen,) = [int(made) for made in listeners(FIRST)]
+    os.kill(frozen, signal.SIGSTOP)
+    runner.until(lambda: len(runner.started()) == 3, "started again")
+    runner.until(lambda: listeners(FIRST) not in ([], [frozen]), "listening again")
+    assert runner.record().state == "ready"
+
+
+def listeners(port):
+    """Ids of the processes that were started with a port."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            arguments = entry.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"--port" in arguments and str(port).encode() in arguments:
+            found.append(int(entry.parent.name))
+    return found
+
+
+def test_a_failed_replica_publishes_the_last_lines_of_its_log(run, node):
+    (node / "llama-server").write_text("#!/bin/sh\necho 'CUDA error: out of memory'\nexit 1\n")
+    runner = run(servers_per_gpu=1)
+    assert runner.process.wait(DEADLINE) == 1
+    assert "ended 5 times" in runner.record().reason
+    assert "CUDA error: out of memory" in runner.record().reason
+
+
 def test_term_waits_for_running_requests_then_stops_everything(run, node):
     runner = run()
     runner.until_state("ready")
@@ -183,7 +232,7 @@ def test_term_waits_for_running_requests_then_stops_everything(run, node):
         runner.process.wait(1.2)
     (node / "busy").unlink()
     assert runner.process.wait(DEADLINE) == 0
-    assert "stopped 4 servers" in runner.process.stdout.read()
+    assert "stopped 4 servers" in runner.log()
 
 
 def test_term_does_not_wait_longer_than_the_grace(run, node):
@@ -192,7 +241,7 @@ def test_term_does_not_wait_longer_than_the_grace(run, node):
     (node / "busy").touch()
     runner.process.send_signal(signal.SIGTERM)
     assert runner.process.wait(DEADLINE) == 0
-    assert "with 4 requests unfinished" in runner.process.stdout.read()
+    assert "with 4 requests unfinished" in runner.log()
 
 
 def test_while_slurm_is_away_it_serves_and_publishes_later(run, node):
@@ -208,7 +257,7 @@ def test_what_a_node_lacks_is_named(run, node, lacking):
     (node / lacking).unlink()
     runner = run()
     assert runner.process.wait(DEADLINE) == 1
-    assert lacking in runner.process.stdout.read()
+    assert lacking in runner.log()
 
 
 def test_ports_of_different_gpus_and_servers_never_meet():

@@ -8,7 +8,7 @@ import stat
 import pytest
 
 from ptolemy.errors import ChangeError, ObservationError
-from ptolemy.slurm import Slurm, parse_jobs
+from ptolemy.slurm import Slurm, parse_jobs, parse_nodes
 
 RECORD = '{"v":1,"s":"chat","r":"0123456789ab","n":0,"st":"ready","p":"20000","k":8}'
 
@@ -82,6 +82,57 @@ def test_a_failed_squeue_is_never_an_empty_list(command, body, why):
     command("squeue", body)
     with pytest.raises(ObservationError, match=why):
         Slurm(6030, 0.3 if "sleep" in body else 5).jobs()
+
+
+@pytest.mark.parametrize(
+    ("scontrol", "believed"),
+    [
+        ("echo 'JobId=7 JobState=RUNNING Reason=None'", False),
+        ("echo 'JobId=7 JobState=PENDING Reason=Resources'", False),
+        ("echo 'JobId=7 JobState=COMPLETED Reason=None'", True),
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", True),
+        ("echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1", False),
+        ("echo nonsense", False),
+    ],
+    ids=["running", "waiting", "ended", "forgotten", "controller gone", "garbage"],
+)
+def test_that_a_job_is_gone_is_believed_only_where_scontrol_agrees(command, scontrol, believed):
+    command("squeue", "exit 0")
+    command("sinfo", "exit 0")
+    command("scontrol", scontrol)
+    if believed:
+        assert Slurm(6030, 5).jobs(expected={7}) == []
+    else:
+        with pytest.raises(ObservationError):
+            Slurm(6030, 5).jobs(expected={7})
+
+
+def test_nodes_that_get_no_new_jobs_are_closed():
+    states = {
+        "n1": "idle",
+        "n2": "mixed",
+        "n3": "draining",
+        "n4": "drained*",
+        "n5": "maint",
+        "n6": "mixed@",
+        "n7": "down*",
+        "n8": "failing",
+    }
+    text = "".join(f"{name}|{name}.cluster|{partition}|{state}\n" for name, state in states.items() for partition in ("gpu", "high"))
+    nodes = parse_nodes(text)
+    assert [name for name, node in nodes.items() if node.closed] == ["n3", "n4", "n5", "n6", "n8"]
+    assert (nodes["n1"].host, nodes["n1"].partitions) == ("n1.cluster", {"gpu", "high"})
+
+
+def test_a_line_of_sinfo_that_cannot_be_read_is_an_error():
+    with pytest.raises(ObservationError, match="no node"):
+        parse_nodes("slurm_load_partitions: nonsense\n")
+
+
+def test_a_job_that_is_being_preempted_is_not_ready():
+    (job,) = parse_jobs(line(preempt="2026-11-22T15:00:00"), 6030)
+    assert job.preempted
+    assert not job.ready
 
 
 def test_a_missing_program_is_an_error(monkeypatch):

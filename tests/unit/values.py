@@ -35,7 +35,7 @@ def job(number: int, of: Service, state: str = READY, slurm: str = "RUNNING", **
         "host": "n1" if slurm == "RUNNING" else "",
         "submit": 990.0,
         "start": 1000.0,
-        "end": 90000.0,
+        "end": 4e9,
         "reason": "None",
         "name": f"ptolemy-{of.name}",
         "record": record(of, state),
