@@ -95,6 +95,10 @@ class Cluster:
                 raise AssertionError(f"not within {timeout:g} s: {what}\n{shown}")
             time.sleep(0.1)
 
+    def jobs(self, service: str) -> list[int]:
+        """The ids of a service's replicas."""
+        return [row["job"] for row in self.service(service)["replicas"]]
+
     def until_ready(self, timeout: float = 120) -> None:
         """Wait until every service has all its replicas, and nothing else is left."""
 
@@ -108,16 +112,40 @@ class Cluster:
 
         self.until(settled, "all replicas ready", timeout)
 
+    def ticks(self, count: int = 2) -> None:
+        """Let ptolemyd look a few more times."""
+        first = self.status()["counters"]["ticks"]
+        self.until(lambda: self.status()["counters"]["ticks"] >= first + count, f"{count} ticks")
+
     @contextlib.contextmanager
-    def load(self, clients: int = 64):
-        """Send a load beside the test's own steps: REQUESTS at least, more while the steps last; every one must be answered well."""
-        load = Load(self.base_url, self.api_key, SERVICES, MOST_REQUESTS, clients)
+    def service_as(self, name: str, **fields):
+        """Run a service with other settings for a while, as an edited services file would have it."""
+        path = "/etc/ptolemy/services.json"
+        before = self.run("head", "cat", path)
+        changed = json.loads(before)
+        changed["services"][name] |= fields
+        try:
+            self.write("head", path, json.dumps(changed))
+            self.ticks()
+            yield
+        finally:
+            self.write("head", path, before)
+            self.ticks()
+
+    def write(self, host: str, path: str, text: str) -> None:
+        """Replace a file in one step."""
+        self.run(host, "sh", "-c", f"cat >{path}.new && chmod 644 {path}.new && mv {path}.new {path}", stdin=text)
+
+    @contextlib.contextmanager
+    def load(self, clients: int = 64, services: tuple[str, ...] = SERVICES, tokens: int = 4, least: int = REQUESTS):
+        """Send a load beside the test's own steps: ``least`` requests, and more while the steps last."""
+        load = Load(self.base_url, self.api_key, services, MOST_REQUESTS, clients, tokens)
         thread = threading.Thread(target=lambda: asyncio.run(load.run()))
         thread.start()
         try:
             self.until(lambda: load.result.answered >= clients, "a load under way")
             yield load
-            self.until(lambda: load.sent >= REQUESTS, f"{REQUESTS} requests sent", 600)
+            self.until(lambda: load.sent >= least, f"{least} requests sent", 600)
             assert load.sent < MOST_REQUESTS, "the load was over before the test's steps were"
         finally:
             load.enough = True
@@ -125,9 +153,21 @@ class Cluster:
         assert not thread.is_alive(), "the load never ended"
 
 
+def podman(*arguments: str) -> None:
+    """Do something to a container itself."""
+    subprocess.run(["podman", *arguments], check=True, capture_output=True, timeout=120)
+
+
+def in_network_of(cluster: Cluster, host: str, *argv: str) -> None:
+    """Run a program of this machine in a host's network."""
+    inspect = ["podman", "container", "inspect", "--format", "{{.State.Pid}}", f"{cluster.prefix}-{host}"]
+    process = subprocess.run(inspect, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+    subprocess.run(["nsenter", "--target", process, "--net", *argv], check=True, capture_output=True, timeout=60)
+
+
 def unharmed(load: Load) -> None:
     """Every request got its whole answer."""
-    assert not load.result.errors
+    assert (load.result.errors, load.result.cut) == ({}, {})
     assert load.result.answered == load.sent
 
 

@@ -44,8 +44,9 @@ class Memory:
     def learn(self, config: Config, jobs: Sequence[Job], gateway: Gateway, now: float) -> None:
         """Take note of one whole observation, and set the targets."""
         self._alive = frozenset(job.id for job in jobs if not job.ended)
-        self.asked = {job_id: at for job_id, at in self.asked.items() if job_id in self._alive}
-        self.failures = remember(self.failures, jobs, now)
+        # How a replica ends that was asked to says nothing about the next one.
+        self.failures = remember(self.failures, [job for job in jobs if job.id not in self.asked], now)
+        self.asked = {job.id: self.asked[job.id] for job in jobs if job.id in self.asked}
         self.loads = {name: self._history(service) for name, service in config.services.items()}
         busy: dict[str, int] = {}
         for server in gateway.servers:

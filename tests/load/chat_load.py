@@ -10,17 +10,32 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import statistics
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import aiohttp
 
 TIMEOUT = aiohttp.ClientTimeout(total=600, sock_connect=30)
+
+
+class BrokenAnswerError(Exception):
+    """An answer began and did not end."""
+
+
+@contextlib.contextmanager
+def unbroken() -> Iterator[None]:
+    """Tell failures after the first byte of an answer, which nobody can repeat, from those before."""
+    try:
+        yield
+    except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
+        raise BrokenAnswerError(f"{type(error).__name__}: {error}") from error
 
 
 @dataclass
@@ -29,13 +44,15 @@ class Result:
 
     Attributes:
         answered: requests with a whole answer.
-        errors: how often each kind of failure happened; empty is what everybody wants.
+        errors: how often each kind of failure before the first byte of an answer happened; empty is what everybody wants.
+        cut: how often an answer that had begun broke off, by kind.
         seconds: wall time.
         first_token: seconds from the request to the first token, of streamed requests.
     """
 
     answered: int = 0
     errors: Counter[str] = field(default_factory=Counter)
+    cut: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     first_token: list[float] = field(default_factory=list)
 
@@ -44,6 +61,7 @@ class Result:
         return {
             "answered": self.answered,
             "errors": dict(self.errors),
+            "cut": dict(self.cut),
             "seconds": round(self.seconds, 1),
             "requests_per_second": round(self.answered / self.seconds, 1) if self.seconds else 0,
             "first_token_p50": round(statistics.median(ordered), 3) if ordered else None,
@@ -92,6 +110,8 @@ class Load:
                 try:
                     await (self._streamed if number % 2 else self._whole)(session, number)
                     self.result.answered += 1
+                except BrokenAnswerError as error:
+                    self.result.cut[str(error)[:200]] += 1
                 except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
                     self.result.errors[f"{type(error).__name__}: {error}"[:200]] += 1
 
@@ -102,23 +122,24 @@ class Load:
 
     async def _whole(self, session: aiohttp.ClientSession, number: int) -> None:
         async with session.post(f"{self.base_url}/chat/completions", json=self._body(number)) as answer:
-            text = await answer.text()
             if answer.status != 200:
-                raise ValueError(f"status {answer.status}: {text[:120]}")
-            if not json.loads(text)["choices"][0]["finish_reason"]:
-                raise ValueError("an answer without an end")
+                raise ValueError(f"status {answer.status}: {(await answer.text())[:120]}")
+            with unbroken():
+                if not json.loads(await answer.text())["choices"][0]["finish_reason"]:
+                    raise ValueError("an answer without an end")
 
     async def _streamed(self, session: aiohttp.ClientSession, number: int) -> None:
         began, first, last = time.monotonic(), 0.0, b""
         async with session.post(f"{self.base_url}/chat/completions", json=self._body(number, stream=True)) as answer:
             if answer.status != 200:
                 raise ValueError(f"status {answer.status}: {(await answer.text())[:120]}")
-            async for line in answer.content:
-                if line.startswith(b"data:"):
-                    first = first or time.monotonic()
-                    last = line
-        if last.strip() != b"data: [DONE]":
-            raise ValueError("a stream without an end")
+            with unbroken():
+                async for line in answer.content:
+                    if line.startswith(b"data:"):
+                        first = first or time.monotonic()
+                        last = line
+                if last.strip() != b"data: [DONE]":
+                    raise ValueError("a stream without an end")
         self.result.first_token.append(first - began)
 
 
@@ -137,12 +158,15 @@ def main() -> int:
         running = asyncio.ensure_future(load.run())
         while not running.done():
             await asyncio.wait([running], timeout=10)
-            print(f"{load.result.answered} of {load.requests} answered, {sum(load.result.errors.values())} errors", file=sys.stderr)
+            print(
+                f"{load.result.answered} of {load.requests} answered, {load.result.errors.total()} errors, {load.result.cut.total()} cut",
+                file=sys.stderr,
+            )
         running.result()
 
     asyncio.run(with_progress())
     print(json.dumps(load.result.summary(), indent=1))
-    return 1 if load.result.errors else 0
+    return 1 if load.result.errors or load.result.cut else 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,138 @@
+"""What breaks: only streams on the lost endpoints are cut, and whatever had not begun is answered by another one."""
+
+from __future__ import annotations
+
+import re
+import time
+
+from cluster_host import podman
+
+
+def test_a_serving_replica_is_cancelled(cluster, faults):
+    job = cluster.jobs("demo")[0]
+    (server,) = [name for name in cluster.servers("demo") if name.startswith(f"j{job}r")]
+    with faults.planned("scancel of a serving replica") as notes:
+        cluster.run("head", "scancel", str(job))
+        notes.append(f"no new request after {cluster.until(lambda: is_out(cluster, server), 'drained', 10):.1f} s")
+        cluster.until(lambda: server not in cluster.servers("demo"), "removed")
+    cluster.until_ready()
+
+
+def is_out(cluster, server):
+    row = cluster.servers("demo").get(server)
+    return row is None or row["srv_admin_state"] != "0" or row["srv_op_state"] == "0"
+
+
+def process_on(cluster, replica):
+    """The process id of a replica's first llama-server on its node."""
+    listening = cluster.run(replica["host"], "ss", "-Hltnp", f"sport = :{replica['ports'][0]}")
+    return re.search(r"pid=(\d+)", listening)[1]
+
+
+def replica_of(cluster, service="demo"):
+    """A replica and the name of its server."""
+    row = cluster.service(service)["replicas"][0]
+    return row, next(name for name in cluster.servers(service) if name.startswith(f"j{row['job']}r"))
+
+
+def is_back(cluster, server):
+    return cluster.servers("demo").get(server, {}).get("srv_op_state") == "2"
+
+
+def signalled(cluster, faults, name):
+    row, server = replica_of(cluster)
+    with faults.loss(f"{name} of one llama-server") as notes:
+        cluster.run(row["host"], "kill", f"-{name}", process_on(cluster, row))
+        cluster.until(lambda: is_out(cluster, server), "its server is down")
+        notes.append(f"served again by the same job after {cluster.until(lambda: is_back(cluster, server), 'it is back'):.1f} s")
+    cluster.until_ready()
+    assert row["job"] in cluster.jobs("demo")
+
+
+def test_a_llama_server_is_killed(cluster, faults):
+    signalled(cluster, faults, "KILL")
+
+
+def test_a_llama_server_is_terminated(cluster, faults):
+    signalled(cluster, faults, "TERM")
+
+
+def test_a_llama_server_freezes(cluster, faults):
+    row, server = replica_of(cluster)
+    with faults.loss("a llama-server freezes (STOP)") as notes:
+        pid = process_on(cluster, row)
+        cluster.run(row["host"], "kill", "-STOP", pid)
+        notes.append(f"out after {cluster.until(lambda: is_out(cluster, server), 'its health check fails', 15):.1f} s")
+        seconds = cluster.until(lambda: process_on(cluster, row) != pid and is_back(cluster, server), "killed and started again", 60)
+        notes.append(f"served again after {seconds:.1f} s")
+    cluster.until_ready()
+
+
+def test_a_node_is_killed(cluster, faults):
+    host = cluster.service("demo")["replicas"][0]["host"]
+    lost = [name for service in ("demo", "demo-b") for name in servers_on(cluster, service, host)]
+    name = f"{cluster.prefix}-{host}"
+    with faults.loss("KILL of a whole node", endpoints=len(lost)) as notes:
+        podman("kill", "--signal", "KILL", name)
+        try:
+            seconds = cluster.until(lambda: all_down(cluster, lost), "its servers are out", 10)
+            notes.append(f"{len(lost)} endpoints out after {seconds:.1f} s")
+            seconds = cluster.until(lambda: all(cluster.service(s)["replicas_ready"] for s in ("demo", "demo-b")), "served elsewhere", 180)
+            notes.append(f"served elsewhere after {seconds:.0f} s")
+        finally:
+            podman("start", name)
+    cluster.until(
+        lambda: cluster.run("head", "sinfo", "-h", "-n", host, "-o", "%T").split()[0] in ("idle", "mixed"), "the node is back", 120
+    )
+    cluster.until_ready(180)
+
+
+def servers_on(cluster, service, host):
+    jobs = [row["job"] for row in cluster.service(service)["replicas"] if row["host"] == host]
+    return [name for name in cluster.servers(service) if any(name.startswith(f"j{job}r") for job in jobs)]
+
+
+def all_down(cluster, names):
+    servers = {**cluster.servers("demo"), **cluster.servers("demo-b")}
+    return all(name not in servers or servers[name]["srv_op_state"] == "0" for name in names)
+
+
+def test_preemption_by_a_higher_partition(cluster, faults):
+    host = cluster.service("demo")["replicas"][0]["host"]
+    with faults.planned("preemption: the partition `high` takes a whole node") as notes:
+        options = ["--parsable", "--partition=high", "--nodes=1", f"--nodelist={host}", "--gres=gpu:8", "--cpus-per-task=8", "--mem=4G"]
+        script = "#!/bin/bash\nexec sleep 600\n"
+        job = cluster.run("head", "sbatch", *options, "--chdir=/tmp", "--output=/dev/null", stdin=script).strip()
+        try:
+            state = ["squeue", "-h", "-j", job, "-o", "%T"]
+            seconds = cluster.until(lambda: cluster.run("head", *state).strip() == "RUNNING", "it has the node", 120)
+            notes.append(f"it has the node after {seconds:.0f} s")
+            cluster.until_ready()
+        finally:
+            cluster.run("head", "scancel", job)
+
+
+def test_a_requeued_replica_starts_afresh_and_at_once(cluster, faults):
+    # Slurm refuses to requeue what was submitted with --no-requeue, as replicas are unless a site says otherwise.
+    with cluster.service_as("demo", context=1003, sbatch_options=["--requeue"]):
+        cluster.until_ready()
+        job = cluster.jobs("demo")[0]
+        with faults.planned("scontrol requeue of a replica, with ptolemyd away for a moment") as notes:
+            cluster.run("head", "systemctl", "stop", "ptolemyd")
+            cluster.run("head", "scontrol", "requeue", str(job))
+            held = ["squeue", "-h", "-j", str(job), "-o", "%T %r"]
+            cluster.until(lambda: cluster.run("head", *held).strip() == "PENDING BeginTime", "Slurm holds it")
+            cluster.run("head", "systemctl", "start", "ptolemyd")
+            notes.append(f"serves again after {cluster.until(lambda: f'j{job}r1' in str(cluster.servers('demo')), 'it serves'):.1f} s")
+    cluster.until_ready()
+
+
+def test_a_restart_of_haproxy(cluster, faults):
+    with cluster.load(tokens=16) as load:
+        cluster.run("head", "systemctl", "restart", "haproxy")
+        started = time.monotonic()
+        cluster.until(lambda: len(cluster.servers("demo")) == 2, "servers are back", 10)
+        seconds = time.monotonic() - started
+    notes = [f"servers are back after {seconds:.1f} s"]
+    row = faults.record("HAProxy is restarted (not reloaded)", "what it holds at that moment", load, notes)
+    assert row.failed + row.cut <= 2 * load.clients, "a client may also be refused while nobody listens"
