@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Mapping
 
 from .errors import ConfigError
@@ -127,7 +128,7 @@ class Service:
         """Requests that one replica answers at once."""
         return self.gpus * self.servers_per_gpu * self.slots
 
-    @property
+    @cached_property
     def revision(self) -> str:
         """Twelve hexadecimal digits of the SHA-256 of everything that decides how a replica runs.
 

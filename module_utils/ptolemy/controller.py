@@ -100,13 +100,8 @@ def apply_backends(changes: Sequence[backends.Change], haproxy: HAProxy, applied
 def _change_server(haproxy: HAProxy, change: backends.Change) -> None:
     if change.endpoint is not None:
         haproxy.add(change.endpoint, change.id)
-    verbs = {
-        backends.ADD: haproxy.ready,
-        backends.READY: haproxy.ready,
-        backends.DRAIN: haproxy.drain,
-        backends.SEVER: haproxy.sever,
-        backends.REMOVE: haproxy.remove,
-    }
+        return
+    verbs = {backends.READY: haproxy.ready, backends.DRAIN: haproxy.drain, backends.SEVER: haproxy.sever, backends.REMOVE: haproxy.remove}
     verbs[change.verb](change.backend, change.name)
 
 

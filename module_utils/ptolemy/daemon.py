@@ -148,7 +148,7 @@ class Daemon:
         }
         try:
             with open(path + ".new", "w", encoding="utf-8") as file:
-                json.dump(shown, file)
+                file.write(json.dumps(shown))  # not dump, which takes five times as long
             os.replace(path + ".new", path)
         except OSError as error:
             log.warning("%s: %s", path, error.strerror)

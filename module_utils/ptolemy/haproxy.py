@@ -11,6 +11,8 @@ import io
 import re
 import socket
 from dataclasses import dataclass
+from functools import cached_property
+from operator import itemgetter
 from typing import Mapping, Sequence
 
 from .errors import ChangeError, ObservationError
@@ -25,6 +27,7 @@ _OP_RUNNING = 2  # srv_op_state
 # would love it. Its health is checked every second; one good check brings it back. Not `on-marked-down shutdown-sessions`:
 # it would cut the server's other requests instead of sending them elsewhere (48 clients: 4 to 16 errors a kill instead of none).
 _CHECK = "check inter 1s fall 2 rise 1 observe layer4 error-limit 1 on-error mark-down"
+_READY = "enable health {name}; set server {name} state ready"
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Server:
     slots: int
     unchanged: float = 0.0
 
-    @property
+    @cached_property
     def job_id(self) -> int:
         """The Slurm job that it belongs to."""
         return int(self.name[1 : self.name.index("r")])
@@ -130,18 +133,19 @@ class HAProxy:
             raise ObservationError(f"HAProxy's socket {self._path} answered what cannot be read ({error!r})") from error
 
     def add(self, endpoint: Endpoint, number: int) -> None:
-        """Add a server; it stays in maintenance until ``ready``.
+        """Add a server, check its health, and send it requests.
 
         Raises:
             ChangeError: HAProxy refused it or gave no answer.
         """
         name = f"{endpoint.backend}/{endpoint.name}"
-        self._change(f"add server {name} {endpoint.where} id {number} {_CHECK} maxconn {endpoint.slots}", "New server registered.")
+        add = f"add server {name} {endpoint.where} id {number} {_CHECK} maxconn {endpoint.slots}"
+        # It is added in maintenance, so that nothing is lost where this is all that HAProxy hears.
+        self._change(f"{add}; {_READY.format(name=name)}", "New server registered.")
 
     def ready(self, backend: str, name: str) -> None:
         """Check a server's health and send it requests. Raises ChangeError as ``add``."""
-        self._change(f"enable health {backend}/{name}")
-        self._change(f"set server {backend}/{name} state ready")
+        self._change(_READY.format(name=f"{backend}/{name}"))
 
     def drain(self, backend: str, name: str) -> None:
         """Send a server no new request; running ones go on. Raises ChangeError as ``add``."""
@@ -180,13 +184,20 @@ def parse(info: str, stat: str, state: str) -> Gateway:
         KeyError, IndexError, ValueError: an answer lacks what it must have.
     """
     facts = dict(line.split(": ", 1) for line in info.splitlines() if ": " in line)
-    rows = list(csv.DictReader(io.StringIO(stat.lstrip("# "))))
-    ours = {row["pxname"]: row for row in rows if row["type"] == "1" and row["pxname"].startswith(BACKEND_PREFIX)}
-    counters = {(row["pxname"], row["svname"]): row for row in rows if row["type"] == "2"}
+    titles, *rows = csv.reader(io.StringIO(stat.lstrip("# ")))
+    pick = itemgetter(*(titles.index(title) for title in ("pxname", "svname", "type", "qcur", "scur", "slim", "stot")))
+    ours: dict[str, tuple[int, int]] = {}
+    counters: dict[tuple[str, str], tuple[int, int]] = {}
+    for proxy, name, kind, waiting, busy, slots, total in (pick(row) for row in rows if row):
+        if not proxy.startswith(BACKEND_PREFIX):
+            continue
+        if kind == "1":
+            ours[proxy] = (int(waiting or 0), int(total or 0))
+        elif kind == "2":
+            counters[proxy, name] = (int(busy or 0), int(slots or 0))
     # What the configuration's own server `hold` has at the moment waits, too.
-    held = {name: int(counters[name, HOLD]["scur"] or 0) if (name, HOLD) in counters else 0 for name in ours}
-    queued = {name: int(row["qcur"] or 0) + held[name] for name, row in ours.items()}
-    arrived = {name: int(row["stot"] or 0) for name, row in ours.items()}
+    queued = {proxy: waiting + counters.get((proxy, HOLD), (0, 0))[0] for proxy, (waiting, _) in ours.items()}
+    arrived = {proxy: total for proxy, (_, total) in ours.items()}
 
     lines = state.strip().splitlines()
     if not lines or lines[0].strip() != "1":
@@ -198,7 +209,7 @@ def parse(info: str, stat: str, state: str) -> Gateway:
         backend, name = server["be_name"], server["srv_name"]
         if backend not in queued or not _SERVER_NAME.fullmatch(name):
             continue  # not one of ours: the configuration's own
-        counter = counters[backend, name]
+        busy_now, slots_now = counters[backend, name]
         admin = int(server["srv_admin_state"])
         servers.append(
             Server(
@@ -209,8 +220,8 @@ def parse(info: str, stat: str, state: str) -> Gateway:
                 port=int(server["srv_port"]),
                 admin="maint" if admin & _FORCED_MAINT else "drain" if admin & _FORCED_DRAIN else "ready",
                 up=int(server["srv_op_state"]) >= _OP_RUNNING and not admin & _FORCED_MAINT,
-                in_flight=int(counter["scur"] or 0),
-                slots=int(counter["slim"] or 0),
+                in_flight=busy_now,
+                slots=slots_now,
                 unchanged=float(server["srv_time_since_last_change"]),
             )
         )

@@ -88,7 +88,7 @@ def test_changes_are_applied_in_order_and_a_refusal_does_not_stop_the_others():
     plan = decided(config(CHAT), jobs, seen).backends
     haproxy, applied = FakeHAProxy(refuse=("drain",)), controller.Applied()
     controller.apply_backends(plan, haproxy, applied)
-    assert haproxy.calls == [("add", "j1r0p20000"), ("ready", "j1r0p20000"), ("remove", "j4r0p20000")]
+    assert haproxy.calls == [("add", "j1r0p20000"), ("remove", "j4r0p20000")]
     assert applied.failed == ["drain refused"]
     assert applied.done == ["add svc_chat/j1r0p20000", "remove svc_chat/j4r0p20000"]
 
