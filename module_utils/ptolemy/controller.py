@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import AbstractSet, Callable, Iterable, Mapping, Sequence
@@ -108,7 +109,10 @@ def _change_server(haproxy: HAProxy, change: backends.Change) -> None:
 def apply_replicas(plan: replicas.Plan, config: Config, slurm: Slurm, memory: Memory, now: float, applied: Applied) -> None:
     """Apply a plan of the replicas planner: submit at most ``site.max_submissions``, release, ask, end."""
     refused: set[str] = set()
+    began = time.monotonic()
     for order in plan.submit[: config.site.max_submissions]:
+        if time.monotonic() - began > config.site.command_timeout:
+            break  # Slurm is slow: look again before asking for more
         phrase = f"submit {order.service}" + (" (opportunistic)" if order.opportunistic else "")
         # One refusal is enough: the service's next one would be the same.
         if order.service not in refused and not applied.attempt(phrase, partial(_submit, config, order, slurm, memory)):

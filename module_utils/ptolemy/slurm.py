@@ -32,8 +32,9 @@ _FIELDS = (
 # `type:size+suffix`: padded to the size and cut there. The comment comes last because its writer controls it.
 _WIDTHS = {"Comment": 1100, "Name": 128, "Reason": 64, "BatchHost": 256}
 _FORMAT = ",".join(f"{field}:{_WIDTHS.get(field, 40)}|" for field in _FIELDS)
-# Of a node's states (sinfo's %T): "draining", "drained*", "failing", "maint", "mixed@" (to be rebooted).
-_CLOSED = re.compile(r"^(drain|fail|maint|inval|reboot)|@$")
+# Of a node's states (sinfo's %T): "draining", "drained*", "failing", "inval", "mixed@" (to be rebooted). Not "maint": Slurm lets no job
+# run into a maintenance, and a reservation of that kind may be ours.
+_CLOSED = re.compile(r"^(drain|fail|inval|reboot)|@$")
 _LINE_START = re.compile(r"^\d+ *\|", re.MULTILINE)
 
 
@@ -102,7 +103,7 @@ class Node:
         name: Slurm's name for it.
         host: its NodeAddr: an IP address or a name that resolves to one.
         partitions: the partitions that it belongs to.
-        closed: Slurm starts nothing new on it, because somebody drains it, reserves it for maintenance, or it failed.
+        closed: Slurm starts nothing new on it, because somebody drains or reboots it, or it fails.
     """
 
     name: str

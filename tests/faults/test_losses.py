@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 
@@ -99,17 +100,35 @@ def all_down(cluster, names):
 
 def test_preemption_by_a_higher_partition(cluster, faults):
     host = cluster.service("demo")["replicas"][0]["host"]
-    with faults.planned("preemption: the partition `high` takes a whole node") as notes:
-        options = ["--parsable", "--partition=high", "--nodes=1", f"--nodelist={host}", "--gres=gpu:8", "--cpus-per-task=8", "--mem=4G"]
-        script = "#!/bin/bash\nexec sleep 600\n"
-        job = cluster.run("head", "sbatch", *options, "--chdir=/tmp", "--output=/dev/null", stdin=script).strip()
-        try:
-            state = ["squeue", "-h", "-j", job, "-o", "%T"]
-            seconds = cluster.until(lambda: cluster.run("head", *state).strip() == "RUNNING", "it has the node", 120)
-            notes.append(f"it has the node after {seconds:.0f} s")
-            cluster.until_ready()
-        finally:
-            cluster.run("head", "scancel", job)
+    fault = "preemption: the partition `high` takes a whole node"
+    with faults.planned(fault) as notes, foreign_job(cluster, "high", host, 8) as running:
+        notes.append(f"it has the node after {cluster.until(running, 'it runs', 120):.0f} s")
+        cluster.until_ready()
+
+
+@contextlib.contextmanager
+def foreign_job(cluster, partition, host, gpus):
+    """Somebody else's job; yields what tells whether it runs."""
+    options = ["--parsable", f"--partition={partition}", f"--nodelist={host}", f"--gres=gpu:{gpus}", "--cpus-per-task=1", "--mem=4G"]
+    script = "#!/bin/bash\nexec sleep 600\n"
+    job = cluster.run("head", "sbatch", *options, "--chdir=/tmp", "--output=/dev/null", stdin=script).strip()
+    try:
+        yield lambda: cluster.run("head", "squeue", "-h", "-j", job, "-o", "%T").strip() == "RUNNING"
+    finally:
+        cluster.run("head", "scancel", job)
+
+
+def test_an_opportunistic_replica_gives_its_gpu_back(cluster, faults):
+    with cluster.service_as("nap", min=3):
+        cluster.until(lambda: cluster.service("nap")["replicas_ready"] == 3, "3 ready")
+        (extra,) = [row for row in cluster.service("nap")["replicas"] if row["opportunistic"]]
+        host, ordinary = extra["host"], ["squeue", "-h", "-t", "RUNNING", "-p", "gpu", "-w", extra["host"], "-o", "%A"]
+        taken = len(cluster.run("head", *ordinary).split())
+        fault = "an opportunistic replica is preempted by an ordinary job"
+        with faults.planned(fault, services=("nap",)) as notes, foreign_job(cluster, "gpu", host, 8 - taken) as running:
+            notes.append(f"the GPU is given back after {cluster.until(running, 'it runs', 120):.0f} s")
+            assert extra["job"] not in cluster.jobs("nap")
+            assert cluster.service("nap")["replicas_ready"] >= 2
 
 
 def test_a_requeued_replica_starts_afresh_and_at_once(cluster, faults):
