@@ -33,6 +33,7 @@ PROBE_EVERY = 5.0  # seconds between two probes of a healthy server
 MOST_SILENCES = 3  # probes in a row without an answer after which a server is killed, so that others get its requests
 STABLE_AFTER = 600.0  # seconds without an exit after which a server's earlier exits are forgotten
 MOST_EXITS = 5  # exits within that time that end the job
+MOST_EXITS_AT_START = 2  # the same for a server that was never healthy: the next job may get another node or GPU
 FIRST_PAUSE, LAST_PAUSE = 1.0, 30.0  # seconds until an exited server is started again
 LEAVE_TIME = 2.5  # seconds that the gateway gets to notice the end of the job before idleness counts
 LAST_BYTES = 600  # of the job's log that the record of a failed replica repeats; it holds 1024 in all
@@ -159,8 +160,8 @@ class Replica:
         if status is not None:
             server.process, server.healthy = None, False
             server.exits = [at for at in server.exits if now - at < STABLE_AFTER] + [now]
-            if len(server.exits) >= MOST_EXITS:
-                raise ReplicaError(f"llama-server on port {server.port} ended {MOST_EXITS} times, the last time with {told(status)}")
+            if len(server.exits) >= (MOST_EXITS_AT_START if self._state == STARTING else MOST_EXITS):
+                raise ReplicaError(f"llama-server on port {server.port} ended {len(server.exits)} times, the last time with {told(status)}")
             pause = min(FIRST_PAUSE * 2.0 ** (len(server.exits) - 1), LAST_PAUSE)
             server.start_at = now + pause
             say(f"llama-server on port {server.port} ended with {told(status)}; starting it again in {pause:g} s")

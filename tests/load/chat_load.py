@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
+PAUSE = 0.5  # seconds that a client waits after a failure, as the OpenAI SDK does
 TIMEOUT = aiohttp.ClientTimeout(total=600, sock_connect=30)
 
 
@@ -114,6 +115,7 @@ class Load:
                     self.result.cut[str(error)[:200]] += 1
                 except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
                     self.result.errors[f"{type(error).__name__}: {error}"[:200]] += 1
+                    await asyncio.sleep(PAUSE)
 
     def _body(self, number: int, **more: object) -> dict[str, object]:
         messages = [{"role": "user", "content": f"Categorise entry {number}: office paper, 500 sheets"}]
