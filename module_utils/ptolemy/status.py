@@ -41,6 +41,7 @@ def _describe_service(service: Service, alive: Sequence[Job], servers: Sequence[
         "state": "ready" if serving else "off" if not service.max else "starting" if wanted else "asleep",
         "min": service.min,
         "max": service.max,
+        "opportunistic": service.opportunistic,
         "replicas_wanted": wanted,
         "replicas_ready": ready,
         "queued": load.last.waiting if load else 0,

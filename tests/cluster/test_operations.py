@@ -1,0 +1,61 @@
+"""The playbooks of daily operation, as an administrator runs them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+
+from cluster_host import ROOT, unharmed
+
+
+def playbook(name, *arguments):
+    """Run a playbook that must succeed; returns its output and how much it changed."""
+    done = subprocess.run(
+        ["ansible-playbook", "--inventory", str(ROOT / "inventory/lab"), f"playbooks/{name}.yml", *arguments],
+        cwd=ROOT, env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, int(re.search(r"changed=(\d+)", done.stdout)[1])
+
+
+def test_services_are_scaled_until_the_inventorys_sizes_are_applied_again(cluster):
+    before = cluster.run("head", "cat", "/etc/ptolemy/services.json")
+    size = ("--extra-vars", '{"scale": {"demo": 3}}')
+    try:
+        shown, changed = playbook("scale", *size)
+        assert cluster.service("demo")["replicas_ready"] == 3
+        assert changed == 1
+        assert re.search(r"^\d\d:\d\d:\d\d demo: 3 of 3 replicas ready$", shown, re.MULTILINE)
+        assert "These sizes hold until" in shown
+        assert playbook("scale", *size)[1] == 0
+    finally:
+        _, changed = playbook("scale")
+    assert changed == 1
+    assert len(cluster.service("demo")["replicas"]) == 2
+    assert cluster.run("head", "cat", "/etc/ptolemy/services.json") == before
+
+
+def test_a_drained_node_is_empty_when_the_playbook_returns_and_no_request_is_lost(cluster):
+    node = cluster.service("demo")["replicas"][0]["host"]
+    jobs = ("squeue", "--noheader", f"--nodelist={node}")
+    try:
+        with cluster.load(clients=16) as load:  # the playbook needs a core, too
+            shown, changed = playbook("drain_node", "--extra-vars", f"node={node}")
+            assert cluster.run("head", *jobs) == ""
+        unharmed(load)
+        assert changed == 1
+        assert f"{node}: no replicas left" in shown
+        cluster.until_ready()
+        assert playbook("drain_node", "--extra-vars", f"node={node}")[1] == 0
+    finally:
+        _, changed = playbook("drain_node", "--extra-vars", f"node={node} state=resume")
+    assert changed == 1
+    assert cluster.run("head", "sinfo", "--noheader", f"--nodes={node}", "--format=%T").split()[0] in ("idle", "mixed")
+
+
+def test_the_status_is_shown_as_lines(cluster):
+    shown, changed = playbook("status")
+    assert re.search(r"^ +demo: ready, 2 of 2 replicas ready", shown, re.MULTILINE)
+    assert changed == 0
