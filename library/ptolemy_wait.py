@@ -80,11 +80,11 @@ EXAMPLES = r"""
 RETURN = r"""
 done:
   description: What was waited for is so. False in check mode only.
-  returned: always
+  returned: success
   type: bool
 lines:
   description: The last state of affairs.
-  returned: when it looked
+  returned: success, but for check mode
   type: list
   elements: str
   sample: ["chat: 3 of 4 replicas ready, 1 starting on node2"]

@@ -86,7 +86,7 @@ def node(name: str, closed: bool, guests: Sequence[Guest], config: Config, statu
         now: Unix time.
         all_jobs: other people's jobs must be gone, too.
     """
-    ours = [guest for guest in guests if guest.uid == config.site.uid and guest.name.startswith(job_name(""))]
+    ours = sorted((it for it in guests if it.uid == config.site.uid and it.name.startswith(job_name(""))), key=lambda it: it.id)
     others = [guest for guest in guests if guest not in ours]
     views = [_Service(service, _row(status, service_name)) for service_name, service in config.services.items()]
     told = {job: words for view in views for job, words in view.states()}

@@ -26,7 +26,7 @@ def wait(
     """Look again and again, and show each line that the look before did not have.
 
     Returns:
-        The last look, with ``failed`` and ``msg`` where the time was not enough. A look that fails by itself ends the wait, too.
+        The last look; ``failed`` and ``msg`` where the time was not enough. A look that fails by itself ends the wait, too.
     """
     deadline = clock() + timeout
     shown: list[str] = []
@@ -41,7 +41,7 @@ def wait(
         if seen["done"]:
             return seen
         if clock() >= deadline:
-            return {**seen, "failed": True, "msg": "\n".join([f"not within {timeout:g} s:", *shown, f"Next: {seen['next_step']}."])}
+            return {"failed": True, "msg": "\n".join([f"not within {timeout:g} s:", *shown, f"Next: {seen['next_step']}."])}
         sleep(interval)
 
 
