@@ -14,7 +14,10 @@ ROLES = sorted(path for path in (CHECKOUT / "roles").iterdir() if (path / "tasks
 FRAGMENTS = sorted((CHECKOUT / "changelogs" / "fragments").glob("*.yml"))
 SECTIONS = {"major_changes", "minor_changes", "breaking_changes", "security_fixes", "bugfixes", "known_issues"}
 CODE = sorted(
-    path for folder in ("module_utils", "library", "lab", "tests", "client") for path in (CHECKOUT / folder).rglob("*.py") if path.is_file()
+    path
+    for folder in ("module_utils", "library", "plugins", "lab", "tests", "client")
+    for path in (CHECKOUT / folder).rglob("*.py")
+    if path.is_file()
 )
 
 each_role = pytest.mark.parametrize("role", ROLES, ids=lambda path: path.name)
