@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 SERVICES = ("demo", "demo-b")
 REQUESTS = int(os.environ.get("PTOLEMY_TEST_REQUESTS", "1000"))  # that a load has at least
 MOST_REQUESTS = 100_000
+THOROUGH = bool(os.environ.get("PTOLEMY_TEST_THOROUGH"))  # more kills, and tests that take minutes
 OUTAGE = float(os.environ.get("PTOLEMY_TEST_OUTAGE", "20"))  # seconds without slurmctld
 
 

@@ -133,7 +133,7 @@ def render(status: Mapping[str, Any], now: float) -> Iterator[str]:
 
 
 def wait(path: str, timeout: float) -> bool:
-    """Wait until every service has all its replicas ready, saying so whenever something changed.
+    """Wait until every service has its replicas ready, saying so whenever something changed. Extra ones may never get a GPU.
 
     Returns:
         False where ``timeout`` seconds were not enough.
@@ -146,7 +146,8 @@ def wait(path: str, timeout: float) -> bool:
             fresh = time.time() - status["time"] < DEAD_AFTER and not status["stale_reason"]
             parts = [f"{row['service']} {row['replicas_ready']}/{row['replicas_wanted']}" for row in status["services"]]
             line = ("ready: " if fresh else "stale: ") + ", ".join(parts)
-            done = fresh and all(row["replicas_ready"] >= row["replicas_wanted"] for row in status["services"])
+            ordinary = {row["service"]: min(row["replicas_wanted"], row["max"] - row["opportunistic"]) for row in status["services"]}
+            done = fresh and all(row["replicas_ready"] >= ordinary[row["service"]] for row in status["services"])
         except PtolemyError as error:
             line, done = str(error), False
         if line != shown:

@@ -7,7 +7,6 @@ PTOLEMY_TEST_THOROUGH=1 lab/verify tests/faults --table docs/reliability.md    m
 from __future__ import annotations
 
 import contextlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import pytest
 
 from cluster_host import Cluster, cluster, shared  # noqa: F401
 
-THOROUGH = bool(os.environ.get("PTOLEMY_TEST_THOROUGH"))
 TOKENS = 16  # an answer lasts long enough to be caught in the middle
 BEGIN, END = "<!-- made by tests/faults: begin -->\n", "<!-- made by tests/faults: end -->\n"
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from conftest import THOROUGH
+from cluster_host import THOROUGH
 
 
 def test_scale_out_and_in(cluster, faults):
@@ -40,6 +40,13 @@ def test_handover_before_the_time_limit(cluster, faults):
         notes.append(f"{seconds:.1f} s after the limit came near")
     state = cluster.run("head", "squeue", "-h", "--states=all", "-j", str(job), "-o", "%T").strip()
     assert state == "COMPLETED", "it ended by itself, long before Slurm would have ended it"
+
+
+def test_slurms_warning(cluster, faults):
+    job = cluster.jobs("demo-b")[0]
+    with faults.planned("Slurm warns a replica of its end (USR1)"):
+        cluster.run("head", "scancel", "--batch", "--signal=USR1", str(job))
+        cluster.until(lambda: handed_over(cluster, "demo-b", {job}), "handed over")
 
 
 @pytest.mark.skipif(not THOROUGH, reason="takes three minutes; PTOLEMY_TEST_THOROUGH=1")
