@@ -49,12 +49,16 @@ class Memory:
         self.asked = {job.id: self.asked[job.id] for job in jobs if job.id in self.asked}
         self.loads = {name: self._history(service) for name, service in config.services.items()}
         busy: dict[str, int] = {}
+        slots: dict[str, int] = {}
         for server in gateway.servers:
             busy[server.backend] = busy.get(server.backend, 0) + server.in_flight
+            if server.up:
+                slots[server.backend] = slots.get(server.backend, 0) + server.slots
         for name, history in self.loads.items():
             backend = backend_name(name)
             if backend in gateway.queued:
-                history.add(Load(now, busy.get(backend, 0), gateway.queued[backend], gateway.arrived[backend]))
+                load = Load(now, busy.get(backend, 0), gateway.queued[backend], gateway.arrived[backend], slots.get(backend, 0))
+                history.add(load)
         self.targets = {
             name: target(service, self.loads[name], self.targets.get(name, _present(service, jobs)))
             for name, service in config.services.items()
