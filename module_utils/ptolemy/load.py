@@ -14,6 +14,7 @@ from typing import Deque
 
 PATIENCE = 5.0  # seconds of waiting from which on a queue counts in full: a shorter one drains by itself
 SMOOTHING = 3.0  # seconds; time constant of the moving average, a compromise between quick and calm
+NOTHING = 0.05  # slots; a moving average never quite gets to zero
 RATE_SMOOTHING = 30.0  # seconds; the same for what arrives and what full servers answer
 FULL = 0.9  # the share of busy slots from which on servers answer as much as they can
 ENOUGH_FULL = 10.0  # seconds of full servers that make a measurement
@@ -101,10 +102,12 @@ class History:
             self._arrivals.clear()  # another HAProxy process counts from 0
         elif not math.isinf(elapsed):
             self._measure_rates(load, elapsed)
+        # A request that came and was answered between two looks is demand, too.
+        asked = load.arrived != self._last.arrived and not math.isinf(elapsed)
         self._since = min(self._since, load.at)
         self._last = load
         self._oldest_wait = self._measure_wait(load)
-        demand = load.busy + load.waiting * min(self._oldest_wait / PATIENCE, 1.0)
+        demand = max(load.busy + load.waiting * min(self._oldest_wait / PATIENCE, 1.0), float(asked))
         self._smoothed += (demand - self._smoothed) * (1.0 if math.isinf(elapsed) else 1.0 - math.exp(-elapsed / SMOOTHING))
         highest = max(self._smoothed, self.packed)
         while self._peaks and self._peaks[-1][1] <= highest:
@@ -141,4 +144,4 @@ class History:
 
 def replicas_for(demand: float, capacity: float) -> int:
     """The replicas that ``demand`` slots need where each has ``capacity``."""
-    return math.ceil(demand / capacity - 1e-3)  # a moving average never quite gets to zero
+    return max(math.ceil((demand - NOTHING) / capacity), 0)
