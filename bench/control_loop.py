@@ -79,7 +79,19 @@ def squeue(jobs: int, revisions: dict[str, str]) -> str:
         service = names[number % len(names)]
         record = Record(service, revisions[service], 0, READY, tuple(range(PORT, PORT + PER_JOB)), 32, took=40)
         times = [f"2026-11-01T{clock}" for clock in ("08:00:00", "08:00:09")]
-        fields = [number, "RUNNING", os.getuid(), 0, f"node{number}", *times, "2036-01-01T08:00:09", "N/A", "None", f"ptolemy-{service}"]
+        fields = [
+            number,
+            "RUNNING",
+            os.getuid(),
+            0,
+            f"node{number}",
+            *times,
+            "2036-01-01T08:00:09",
+            "N/A",
+            "None",
+            "",
+            f"ptolemy-{service}",
+        ]
         lines.append("".join(f"{field!s:<40}|" for field in (*fields, encode(record))))
     return "\n".join(lines) + "\n"
 

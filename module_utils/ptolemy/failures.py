@@ -18,6 +18,7 @@ MEMORY = 3600.0  # seconds
 FIRST_RETRY, LAST_RETRY = 5.0, 300.0
 LOOP = 3  # failures in a row that are called a crash loop
 MOST_ON_A_NODE = 2  # failures in a row on one node after which it is avoided
+FIRST_AVOIDANCE = 300.0  # seconds; after each further failure it is avoided for twice as long
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Lesson:
     note: str = ""
 
 
-def lesson(service: Service, failures: Iterable[Failure], jobs: Iterable[Job], nodes: Mapping[str, Node]) -> Lesson:
+def lesson(service: Service, failures: Iterable[Failure], jobs: Iterable[Job], nodes: Mapping[str, Node], now: float) -> Lesson:
     """Draw the lesson of a service's failures.
 
     Args:
@@ -72,17 +73,14 @@ def lesson(service: Service, failures: Iterable[Failure], jobs: Iterable[Job], n
         failures: as ``remember`` returns them.
         jobs: the service's live jobs: one that started after a failure and serves ends the row of failures.
         nodes: all nodes; where every node of the partition has failed, it is not the nodes' fault, and none is avoided.
+        now: Unix time.
     """
     good = [job for job in jobs if job.ready and job.record is not None and job.record.revision == service.revision]
     since = max((job.start for job in good), default=0.0)
-    on_node: dict[str, float] = {}
-    for job in good:
-        on_node[job.host] = max(on_node.get(job.host, 0.0), job.start)
-
     mine = [failure for failure in failures if failure.revision == service.revision]
     row = [failure for failure in mine if failure.at > since]
-    bad = [failure.node for failure in mine if failure.node and failure.at > on_node.get(failure.node, 0.0)]
-    avoid = frozenset(node for node in bad if bad.count(node) >= MOST_ON_A_NODE)
+    bad = _bad_nodes(mine, good)
+    avoid = frozenset(node for node, row_there in bad.items() if row_there[-1].at + _avoidance(len(row_there)) > now)
     usable = {node.name for node in nodes.values() if service.partition in node.partitions and not node.closed}
     if usable <= avoid:
         avoid = frozenset()
@@ -92,7 +90,23 @@ def lesson(service: Service, failures: Iterable[Failure], jobs: Iterable[Job], n
         where = ", ".join(sorted({failure.node for failure in row if failure.node})) or "no node"
         notes.append(f"{service.name}: replicas of revision {service.revision} keep failing (on {where}): {row[-1].reason}")
     if avoid:
-        last = next(failure.reason for failure in reversed(mine) if failure.node in avoid)
-        notes.append(f"{service.name}: avoiding {', '.join(sorted(avoid))}, where replicas keep failing: {last}")
+        last = max((bad[node][-1] for node in avoid), key=lambda failure: failure.at)
+        notes.append(f"{service.name}: avoiding {', '.join(sorted(avoid))}, where replicas keep failing: {last.reason}")
     retry_at = row[-1].at + min(FIRST_RETRY * 2.0 ** (len(row) - 1), LAST_RETRY) if row else 0.0
     return Lesson(retry_at, avoid, "; ".join(notes))
+
+
+def _bad_nodes(failures: Iterable[Failure], good: Iterable[Job]) -> dict[str, list[Failure]]:
+    """The nodes on which the last few replicas failed, each with its row of failures."""
+    started: dict[str, float] = {}
+    for job in good:
+        started[job.host] = max(started.get(job.host, 0.0), job.start)
+    rows: dict[str, list[Failure]] = {}
+    for failure in failures:
+        if failure.node and failure.at > started.get(failure.node, 0.0):
+            rows.setdefault(failure.node, []).append(failure)
+    return {node: row for node, row in rows.items() if len(row) >= MOST_ON_A_NODE}
+
+
+def _avoidance(failures: int) -> float:
+    return float(FIRST_AVOIDANCE * 2.0 ** (failures - MOST_ON_A_NODE))

@@ -94,18 +94,19 @@ def plan(services: Mapping[str, Service], targets: Mapping[str, int], seen: Seen
 
     for name in sorted(fleet.alive.keys() | services.keys()):
         service, alive, target = services.get(name), fleet.alive.get(name, []), targets.get(name, 0)
-        kept = fleet.kept(service, alive, target) if service else []
+        learnt = lesson(service, seen.failures, alive, seen.nodes, seen.now) if service else Lesson()
+        exclude = learnt.avoid | _outside(service, seen.nodes) if service else learnt.avoid
+        kept = fleet.kept(service, alive, target, exclude) if service else []
         # Predecessors go on serving until enough successors do.
         gap = target - sum(map(fleet.serves, kept))
         others = sorted((job for job in alive if job not in kept), key=fleet.worth)
         useful = [job for job in others if fleet.serves(job) or fleet.lost(job)][: max(gap, 0)]
         drain.update(job.id for job in others if job not in useful)
         release += [job.id for job in kept if _is_held(job)]
-        if service:
-            learnt = lesson(service, seen.failures, alive, seen.nodes)
-            room = target + surge(target) - len(kept) - sum(map(fleet.serves, useful))
-            submit += _orders(service, target, kept, max(room, 0), learnt, seen)
-            notes += [learnt.note] if learnt.note else []
+        room = target + surge(target) - len(kept) - sum(map(fleet.serves, useful))
+        if service and learnt.retry_at <= seen.now:
+            submit += _orders(service, target, kept, exclude)[: max(room, 0)]
+        notes += [learnt.note] if learnt.note else []
 
     leave, end = fleet.endings(drain)
     return Plan(tuple(submit), tuple(release), frozenset(drain), tuple(leave), tuple(end), tuple(notes))
@@ -116,16 +117,12 @@ def surge(target: int) -> int:
     return max(target // 4, 1)
 
 
-def _orders(service: Service, target: int, kept: Sequence[Job], room: int, learnt: Lesson, seen: Seen) -> Iterable[Order]:
-    """The replicas that are missing: ordinary ones first, as many as there is room for."""
-    if learnt.retry_at > seen.now:
-        return ()
+def _orders(service: Service, target: int, kept: Sequence[Job], exclude: frozenset[str]) -> list[Order]:
+    """The replicas that are missing, ordinary ones first."""
     ordinary, extra = _shares(service, target)
-    missing_extra = extra - sum(map(_is_opportunistic, kept))
-    missing = ordinary - (len(kept) - sum(map(_is_opportunistic, kept)))
-    exclude = learnt.avoid | _outside(service, seen.nodes)
-    orders = [Order(service.name, opportunistic, exclude) for opportunistic in (*[False] * missing, *[True] * missing_extra)]
-    return orders[:room]
+    kept_extra = sum(map(_is_opportunistic, kept))
+    missing = [False] * (ordinary - len(kept) + kept_extra) + [True] * (extra - kept_extra)
+    return [Order(service.name, opportunistic, exclude) for opportunistic in missing]
 
 
 def _shares(service: Service, target: int) -> tuple[int, int]:
@@ -146,8 +143,12 @@ def _is_opportunistic(job: Job) -> bool:
     return job.record is not None and job.record.opportunistic
 
 
+def _waits(job: Job) -> bool:
+    return job.state == "PENDING"
+
+
 def _is_held(job: Job) -> bool:
-    return job.state == "PENDING" and job.restart > 0 and job.reason == "BeginTime"
+    return _waits(job) and job.restart > 0 and job.reason == "BeginTime"
 
 
 class Fleet:
@@ -164,9 +165,9 @@ class Fleet:
         for server in seen.servers:
             self._servers.setdefault(server.job_id, []).append(server)
 
-    def kept(self, service: Service, alive: Iterable[Job], target: int) -> list[Job]:
-        """The jobs that are to stay, at most ``target``."""
-        present = [job for job in alive if self._is_current(job, service)]
+    def kept(self, service: Service, alive: Iterable[Job], target: int, exclude: frozenset[str]) -> list[Job]:
+        """The jobs that are to stay, at most ``target``. One that waits without the nodes that it might have by now is not."""
+        present = [job for job in alive if self._is_current(job, service) and not (_waits(job) and set(hosts(job.excluded)) - exclude)]
         ripe = self._near_their_end(service, present)
         present = sorted((job for job in present if job.id not in ripe), key=self.worth)
         ordinary, extra = _shares(service, target)

@@ -27,14 +27,14 @@ FAILED_STATES = frozenset("BOOT_FAIL FAILED OUT_OF_MEMORY".split())
 
 _FIELDS = (
     *("JobID", "State", "UserID", "RestartCnt", "BatchHost", "SubmitTime", "StartTime", "EndTime", "PreemptTime"),
-    *("Reason", "Name", "Comment"),
+    *("Reason", "ExcNodes", "Name", "Comment"),
 )
 # `type:size+suffix`: padded to the size and cut there. The comment comes last because its writer controls it.
-_WIDTHS = {"Comment": 1100, "Name": 128, "Reason": 64, "BatchHost": 256}
+_WIDTHS = {"Comment": 1100, "Name": 128, "ExcNodes": 512, "Reason": 64, "BatchHost": 256}
 _FORMAT = ",".join(f"{field}:{_WIDTHS.get(field, 40)}|" for field in _FIELDS)
 # Of a node's states (sinfo's %T): "draining", "drained*", "failing", "inval", "mixed@" (to be rebooted). Not "maint": Slurm lets no job
 # run into a maintenance, and a reservation of that kind may be ours.
-_CLOSED = re.compile(r"^(drain|fail|inval|reboot)|@$")
+_CLOSED = re.compile(r"^(drain|down|fail|inval|reboot)|@$")
 _LINE_START = re.compile(r"^\d+ *\|", re.MULTILINE)
 
 
@@ -54,6 +54,7 @@ class Job:
         record: what its comment holds, None where that is not a record.
         address: the IP address of ``host``; empty where it is not known.
         preempted: Slurm has begun to take its GPUs away.
+        excluded: Slurm's notation of the nodes on which it must not start.
     """
 
     id: int
@@ -69,6 +70,7 @@ class Job:
     record: Record | None
     address: str = ""
     preempted: bool = False
+    excluded: str = ""
 
     @property
     def ended(self) -> bool:
@@ -103,7 +105,7 @@ class Node:
         name: Slurm's name for it.
         host: its NodeAddr: an IP address or a name that resolves to one.
         partitions: the partitions that it belongs to.
-        closed: Slurm starts nothing new on it, because somebody drains or reboots it, or it fails.
+        closed: Slurm starts nothing new on it, because it is down or fails, or somebody drains or reboots it.
     """
 
     name: str
@@ -133,7 +135,7 @@ def parse_jobs(text: str, user_id: int) -> list[Job]:
         columns = [column.strip() for column in text[first:last].split("|", len(_FIELDS) - 1)]
         if len(columns) != len(_FIELDS):
             raise ObservationError(f"squeue printed a line that is no job: {one_line(text[first:last])}")
-        number, state, uid, restart, host, submit, start, end, preempt, reason, name, comment = columns
+        number, state, uid, restart, host, submit, start, end, preempt, reason, excluded, name, comment = columns
         try:
             if int(uid) != user_id:
                 continue
@@ -151,6 +153,7 @@ def parse_jobs(text: str, user_id: int) -> list[Job]:
                     name=name,
                     record=decode(comment.rstrip("|").strip()),
                     preempted=state == RUNNING and _unix(preempt) > 0,
+                    excluded="" if excluded in ("(null)", "N/A") else excluded,
                 )
             )
         except ValueError as error:

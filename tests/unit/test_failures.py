@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ptolemy.failures import FIRST_RETRY, LAST_RETRY, LOOP, MEMORY, Failure, lesson, remember
+from ptolemy.failures import FIRST_AVOIDANCE, FIRST_RETRY, LAST_RETRY, LOOP, MEMORY, Failure, lesson, remember
 from ptolemy.record import DRAINING, FAILED, STARTING
 from values import job, node, record, service
 
@@ -26,8 +26,8 @@ def failures(*at, where="n1", of=CHAT, words="no GPU"):
     return [Failure(int(moment), of.revision, where, moment, words) for moment in at]
 
 
-def learnt(known, jobs=(), nodes=NODES, of=CHAT):
-    return lesson(of, known, jobs, nodes)
+def learnt(known, jobs=(), nodes=NODES, of=CHAT, now=10.0):
+    return lesson(of, known, jobs, nodes, now)
 
 
 # Which jobs count
@@ -81,7 +81,7 @@ def test_a_job_that_is_still_listed_counts_once_and_the_oldest_comes_first():
 
 
 def test_without_failures_nothing_waits_and_nothing_is_said():
-    assert learnt([]) == lesson(CHAT, [], [job(1, CHAT)], NODES)
+    assert learnt([]) == lesson(CHAT, [], [job(1, CHAT)], NODES, NOW)
     assert (learnt([]).retry_at, learnt([]).avoid, learnt([]).note) == (0.0, frozenset(), "")
 
 
@@ -133,6 +133,12 @@ def test_only_a_success_on_the_node_itself_redeems_it():
     assert learnt(failures(1, 2), [job(9, CHAT, start=3.0, host="n1")]).avoid == frozenset()
     assert learnt(failures(1, 2, 5), [job(9, CHAT, start=3.0, host="n1")]).avoid == frozenset()
     assert learnt(failures(1, 2, 5, 6), [job(9, CHAT, start=3.0, host="n1")]).avoid == {"n1"}
+
+
+def test_a_node_is_tried_again_after_a_pause_that_doubles():
+    for row, pause in ((failures(1, 2), FIRST_AVOIDANCE), (failures(1, 2, 3), 2 * FIRST_AVOIDANCE)):
+        assert learnt(row, now=row[-1].at + pause - 1).avoid == {"n1"}
+        assert learnt(row, now=row[-1].at + pause).avoid == frozenset()
 
 
 def test_where_replicas_fail_on_every_usable_node_none_is_avoided():

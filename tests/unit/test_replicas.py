@@ -202,6 +202,14 @@ def test_the_next_try_avoids_a_node_on_which_replicas_keep_failing():
     assert planned([chat], failures=failed(2, chat, at=NOW - 30)).submit == orders(1, exclude=frozenset(["n1"]))
 
 
+def test_a_waiting_job_that_is_kept_from_a_node_without_need_is_replaced():
+    chat = service()
+    waiting = job(1, chat, STARTING, slurm="PENDING", excluded="n1")
+    assert planned([chat], [waiting], failures=failed(2, chat, at=NOW - 30)).end == ()
+    mended = planned([chat], [waiting], failures=failed(2, chat, at=NOW - 400))
+    assert (mended.end, mended.submit) == ((1,), orders(1))
+
+
 def test_a_new_revision_is_not_held_back_by_the_failures_of_the_old():
     old, new = service(context=1024), service(context=2048)
     assert planned([new], failures=failed(3, old)).submit == orders(1)

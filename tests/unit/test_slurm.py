@@ -15,7 +15,7 @@ RECORD = '{"v":1,"s":"chat","r":"0123456789ab","n":0,"st":"ready","p":"20000","k
 
 def line(number=7, state="RUNNING", uid=6030, host="n1", comment=RECORD, restart=0, end="2026-11-22T15:46:58", preempt="N/A"):
     start = "2026-11-22T14:46:58"
-    columns = [number, state, uid, restart, host, "2026-11-22T14:46:50", start, end, preempt, "None", "ptolemy-chat", comment]
+    columns = [number, state, uid, restart, host, "2026-11-22T14:46:50", start, end, preempt, "None", "", "ptolemy-chat", comment]
     return "".join(f"{column!s:<40}|" for column in columns) + "\n"
 
 
@@ -120,7 +120,7 @@ def test_nodes_that_get_no_new_jobs_are_closed():
     }
     text = "".join(f"{name}|{name}.cluster|{partition}|{state}\n" for name, state in states.items() for partition in ("gpu", "high"))
     nodes = parse_nodes(text)
-    assert [name for name, node in nodes.items() if node.closed] == ["n3", "n4", "n6", "n8"]
+    assert [name for name, node in nodes.items() if node.closed] == ["n3", "n4", "n6", "n7", "n8"]
     assert (nodes["n1"].host, nodes["n1"].partitions) == ("n1.cluster", {"gpu", "high"})
 
 
