@@ -34,7 +34,7 @@ from ptolemy.record import READY, Record, encode  # noqa: E402
 
 PORT, PER_JOB, SERVICES = 20000, 8, 10
 UNCHANGED = 30  # ticks
-BEGIN, END = "<!-- made by bench/control_loop.py: begin -->\n", "<!-- made by bench/control_loop.py: end -->\n"
+BEGIN, END = "<!-- control-loop: begin -->\n", "<!-- control-loop: end -->\n"
 
 GATEWAY = """
 global
