@@ -23,7 +23,7 @@ SERVICES = ("demo", "demo-b")
 REQUESTS = int(os.environ.get("PTOLEMY_TEST_REQUESTS", "1000"))  # that a load has at least
 MOST_REQUESTS = 100_000
 THOROUGH = bool(os.environ.get("PTOLEMY_TEST_THOROUGH"))  # more kills, and tests that take minutes
-OUTAGE = float(os.environ.get("PTOLEMY_TEST_OUTAGE", "20"))  # seconds without slurmctld
+OUTAGE = float(os.environ.get("PTOLEMY_TEST_OUTAGE", "10"))  # seconds without slurmctld
 
 
 class Cluster:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster_host import Cluster, cluster, shared  # noqa: F401
+from cluster_host import THOROUGH, Cluster, cluster, shared  # noqa: F401
 
 TOKENS = 16  # an answer lasts long enough to be caught in the middle
+LEAST = 1000 if THOROUGH else 200  # requests; the load goes on for as long as the fault does
 BEGIN, END = "<!-- made by tests/faults: begin -->\n", "<!-- made by tests/faults: end -->\n"
 
 
@@ -56,7 +57,7 @@ class Faults:
     @contextlib.contextmanager
     def _fault(self, fault: str, promise: str, most_cut: int, load_options):
         notes: list[str] = []
-        with self._cluster.load(**{"tokens": TOKENS, **load_options}) as load:
+        with self._cluster.load(**{"tokens": TOKENS, "least": LEAST, **load_options}) as load:
             yield notes
         row = self.record(fault, promise, load, notes)
         assert not load.result.errors, load.result.errors

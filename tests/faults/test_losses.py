@@ -40,12 +40,18 @@ def is_back(cluster, server):
     return cluster.servers("demo").get(server, {}).get("srv_op_state") == "2"
 
 
+def is_replaced(cluster, row, server, pid):
+    """Another process serves in the place of a replica's llama-server."""
+    return process_on(cluster, row) not in ("", pid) and is_back(cluster, server)
+
+
 def signalled(cluster, faults, name):
     row, server = replica_of(cluster)
     with faults.loss(f"{name} of one llama-server") as notes:
-        cluster.run(row["host"], "kill", f"-{name}", process_on(cluster, row))
-        cluster.until(lambda: is_out(cluster, server), "its server is down")
-        notes.append(f"served again by the same job after {cluster.until(lambda: is_back(cluster, server), 'it is back'):.1f} s")
+        pid = process_on(cluster, row)
+        cluster.run(row["host"], "kill", f"-{name}", pid)
+        seconds = cluster.until(lambda: is_replaced(cluster, row, server, pid), "it is back")
+        notes.append(f"served again by the same job after {seconds:.1f} s")
     cluster.until_ready()
     assert row["job"] in cluster.jobs("demo")
 
@@ -64,9 +70,7 @@ def test_a_llama_server_freezes(cluster, faults):
         pid = process_on(cluster, row)
         cluster.run(row["host"], "kill", "-STOP", pid)
         notes.append(f"out after {cluster.until(lambda: is_out(cluster, server), 'its health check fails', 15):.1f} s")
-        seconds = cluster.until(
-            lambda: process_on(cluster, row) not in ("", pid) and is_back(cluster, server), "killed and started again", 60
-        )
+        seconds = cluster.until(lambda: is_replaced(cluster, row, server, pid), "killed and started again")
         notes.append(f"served again after {seconds:.1f} s")
     cluster.until_ready()
 
@@ -157,4 +161,4 @@ def test_a_restart_of_haproxy(cluster, faults):
     refused = sum(count for kind, count in load.result.errors.items() if kind.startswith("ClientConnectorError"))
     notes = [f"servers are back after {seconds:.1f} s; {refused} of the failed were refused while nobody listened"]
     row = faults.record("HAProxy is restarted (not reloaded)", "what it holds at that moment", load, notes)
-    assert row.failed - refused + row.cut <= load.clients
+    assert row.failed - refused + row.cut <= 2 * load.clients, "each had one request there, and one more while it started"
