@@ -18,7 +18,7 @@ from ptolemy.slurm import RUNNING, Job, Node, job_name
 
 NODES, GPUS_PER_NODE = 8, 8
 EPOCH = 1_000_000.0  # the simulation's midnight in Unix time: Slurm's 0 means "none"
-MEASURED_SLOTS = 128  # at which the engine's full rate was measured: 4 servers of 32 slots
+MEASURED_SLOTS = 128  # at which the full rate is reached: 4 servers of 32 (for chat an assumption)
 OTHERS_LIMIT = 48  # GPUs that other people's ordinary jobs may have together, as Slurm's GrpTRES holds them
 BACKFILL = 10  # so many of their waiting jobs are tried each second
 SUBMIT_SECONDS = 3.0  # from sbatch to the job's first line, on an idle cluster: measured 2.7

@@ -30,7 +30,7 @@ from ptolemy.memory import Memory
 
 ROOT = Path(__file__).resolve().parent.parent
 SITE = Site(user="ptolemy", uid=6030)
-# One H200, 8B model in Q4_K_M: see bench/README.md for what was measured.
+# One H200, 8B model in Q4_K_M: bench/README.md says what was measured and what was computed.
 ENGINES = {"chat": Engine.through(alone=0.53, full=11.0), "classify": Engine.through(alone=0.082, full=60.0)}
 WARM_UP = 600.0  # seconds before midnight, so that the day begins as a running service
 MINUTE = 60.0

@@ -79,7 +79,7 @@ class History:
     def packed(self) -> float:
         """Slots that the present requests would keep busy if all servers were full; 0 until they have been.
 
-        A GPU with little to do answers each request faster (8B model on an H200: a chat in 0.5 s alone, in 3 s among 32), so a service
+        A GPU with little to do answers each request faster (8B model on an H200: 264 tokens/s alone, 67 for each of 64), so a service
         with replicas to spare has fewer slots busy than it would have without them: `demand` alone would give up too many.
         """
         if self._full_seconds < ENOUGH_FULL:
