@@ -6,12 +6,12 @@ memory costs a few more tries, nothing else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import AbstractSet, Iterable, Sequence
 
 from .config import Service
 from .record import FAILED
-from .slurm import Job, Node
+from .slurm import Job
 
 MEMORY = 3600.0  # seconds
 # A service whose replicas fail is retried after 5 s, 10 s, 20 s ... and at the latest after 5 minutes.
@@ -31,6 +31,7 @@ class Failure:
         node: where; empty where it never had one.
         at: Unix time of its end.
         reason: its last words, or Slurm's.
+        over: a later replica of that revision has served.
     """
 
     job_id: int
@@ -38,16 +39,30 @@ class Failure:
     node: str
     at: float
     reason: str
+    over: bool = False
 
 
 def remember(known: Sequence[Failure], jobs: Iterable[Job], now: float) -> Sequence[Failure]:
-    """Return the failures of the last hour: those ``known`` and those that ``jobs`` shows, the oldest first."""
+    """Return the failures of the last hour that still mean something: those ``known`` and those that ``jobs`` shows, the oldest first.
+
+    A replica that started later and serves ends the row of failures, and redeems its node.
+    """
     found = {failure.job_id: failure for failure in known if now - failure.at < MEMORY}
+    serving: dict[tuple[str, str], float] = {}
     for job in jobs:
-        if job.failed and job.record is not None and job.id not in found and now - job.end < MEMORY:
+        if job.record is None:
+            continue
+        if job.failed and job.id not in found and now - job.end < MEMORY:
             words = job.record.reason if job.record.state == FAILED and job.fresh else ""
             found[job.id] = Failure(job.id, job.record.revision, job.host, job.end, words or f"{job.state} ({job.reason})")
-    return tuple(sorted(found.values(), key=lambda failure: (failure.at, failure.job_id)))
+        elif job.ready:
+            for key in ((job.record.revision, job.host), (job.record.revision, "")):
+                serving[key] = max(serving.get(key, 0.0), job.start)
+    return tuple(
+        replace(failure, over=failure.over or failure.at < serving.get((failure.revision, ""), 0.0))
+        for failure in sorted(found.values(), key=lambda failure: (failure.at, failure.job_id))
+        if not failure.node or failure.at >= serving.get((failure.revision, failure.node), 0.0)
+    )
 
 
 @dataclass(frozen=True)
@@ -65,45 +80,42 @@ class Lesson:
     note: str = ""
 
 
-def lesson(service: Service, failures: Iterable[Failure], jobs: Iterable[Job], nodes: Mapping[str, Node], now: float) -> Lesson:
+def lesson(service: Service, failures: Iterable[Failure], places: Iterable[AbstractSet[str]], now: float) -> Lesson:
     """Draw the lesson of a service's failures.
 
     Args:
         service: the service; failures of other revisions say nothing about this one.
         failures: as ``remember`` returns them.
-        jobs: the service's live jobs: one that started after a failure and serves ends the row of failures.
-        nodes: all nodes; where every node of the partition has failed, it is not the nodes' fault, and none is avoided.
+        places: the nodes that the service's replicas may use, ordinary and extra ones by themselves: where all of them are bad, it is
+            not the nodes' fault, and none is avoided.
         now: Unix time.
     """
-    good = [job for job in jobs if job.ready and job.record is not None and job.record.revision == service.revision]
-    since = max((job.start for job in good), default=0.0)
     mine = [failure for failure in failures if failure.revision == service.revision]
-    row = [failure for failure in mine if failure.at > since]
-    bad = _bad_nodes(mine, good)
-    avoid = frozenset(node for node, row_there in bad.items() if row_there[-1].at + _avoidance(len(row_there)) > now)
-    usable = {node.name for node in nodes.values() if service.partition in node.partitions and not node.closed}
-    if usable <= avoid:
-        avoid = frozenset()
+    row = [failure for failure in mine if not failure.over]
+    # Replicas that were submitted together and fail together have failed once.
+    tries = sum(later.at - earlier.at > FIRST_RETRY for earlier, later in zip(row, row[1:])) + 1
+    bad = _bad_nodes(mine)
+    avoid = frozenset(node for node, there in bad.items() if there[-1].at + _avoidance(len(there)) > now)
+    for place in places:
+        if place <= avoid:
+            avoid -= place
 
     notes = []
-    if len(row) >= LOOP:
+    if row and tries >= LOOP:
         where = ", ".join(sorted({failure.node for failure in row if failure.node})) or "no node"
         notes.append(f"{service.name}: replicas of revision {service.revision} keep failing (on {where}): {row[-1].reason}")
     if avoid:
         last = max((bad[node][-1] for node in avoid), key=lambda failure: failure.at)
         notes.append(f"{service.name}: avoiding {', '.join(sorted(avoid))}, where replicas keep failing: {last.reason}")
-    retry_at = row[-1].at + min(FIRST_RETRY * 2.0 ** (len(row) - 1), LAST_RETRY) if row else 0.0
+    retry_at = row[-1].at + min(FIRST_RETRY * 2.0 ** (tries - 1), LAST_RETRY) if row else 0.0
     return Lesson(retry_at, avoid, "; ".join(notes))
 
 
-def _bad_nodes(failures: Iterable[Failure], good: Iterable[Job]) -> dict[str, list[Failure]]:
+def _bad_nodes(failures: Iterable[Failure]) -> dict[str, list[Failure]]:
     """The nodes on which the last few replicas failed, each with its row of failures."""
-    started: dict[str, float] = {}
-    for job in good:
-        started[job.host] = max(started.get(job.host, 0.0), job.start)
     rows: dict[str, list[Failure]] = {}
     for failure in failures:
-        if failure.node and failure.at > started.get(failure.node, 0.0):
+        if failure.node:
             rows.setdefault(failure.node, []).append(failure)
     return {node: row for node, row in rows.items() if len(row) >= MOST_ON_A_NODE}
 

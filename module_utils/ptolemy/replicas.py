@@ -94,7 +94,7 @@ def plan(services: Mapping[str, Service], targets: Mapping[str, int], seen: Seen
 
     for name in sorted(fleet.alive.keys() | services.keys()):
         service, alive, target = services.get(name), fleet.alive.get(name, []), targets.get(name, 0)
-        learnt = lesson(service, seen.failures, alive, seen.nodes, seen.now) if service else Lesson()
+        learnt = lesson(service, seen.failures, _places(service, seen.nodes), seen.now) if service else Lesson()
         exclude = learnt.avoid | _outside(service, seen.nodes) if service else learnt.avoid
         kept = fleet.kept(service, alive, target, exclude) if service else []
         # Predecessors go on serving until enough successors do.
@@ -131,11 +131,22 @@ def _shares(service: Service, target: int) -> tuple[int, int]:
     return ordinary, min(target - ordinary, service.opportunistic)
 
 
+def _partitions(service: Service) -> tuple[str, str]:
+    return service.partition, service.opportunistic_partition or service.partition
+
+
+def _places(service: Service, nodes: Mapping[str, Node]) -> Iterable[frozenset[str]]:
+    """The nodes on which ordinary and extra replicas may start."""
+    allowed = frozenset(hosts(service.nodes) if service.nodes else nodes)
+    for partition in _partitions(service):
+        yield allowed & {node.name for node in nodes.values() if partition in node.partitions and not node.closed}
+
+
 def _outside(service: Service, nodes: Mapping[str, Node]) -> frozenset[str]:
     """The nodes that a service confined to some may not use. Slurm's --nodelist would ask for all of those at once."""
     if not service.nodes:
         return frozenset()
-    partitions = {service.partition, service.opportunistic_partition or service.partition}
+    partitions = set(_partitions(service))
     return frozenset(node.name for node in nodes.values() if node.partitions & partitions) - frozenset(hosts(service.nodes))
 
 

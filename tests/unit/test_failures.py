@@ -27,7 +27,8 @@ def failures(*at, where="n1", of=CHAT, words="no GPU"):
 
 
 def learnt(known, jobs=(), nodes=NODES, of=CHAT, now=10.0):
-    return lesson(of, known, jobs, nodes, now)
+    places = [{made.name for made in nodes.values() if "gpu" in made.partitions and not made.closed}]
+    return lesson(of, remember(known, jobs, now), places, now)
 
 
 # Which jobs count
@@ -81,7 +82,6 @@ def test_a_job_that_is_still_listed_counts_once_and_the_oldest_comes_first():
 
 
 def test_without_failures_nothing_waits_and_nothing_is_said():
-    assert learnt([]) == lesson(CHAT, [], [job(1, CHAT)], NODES, NOW)
     assert (learnt([]).retry_at, learnt([]).avoid, learnt([]).note) == (0.0, frozenset(), "")
 
 
@@ -90,7 +90,7 @@ def test_the_pause_grows_with_each_failure():
 
 
 def pause_after(count):
-    return learnt(failures(*range(1, count + 1))).retry_at - count
+    return learnt(failures(*range(10, 10 * count + 1, 10))).retry_at - 10 * count
 
 
 @settings(deadline=None, max_examples=30)
@@ -107,6 +107,17 @@ def test_a_replica_that_serves_ends_the_row():
     assert learnt([*row, *failures(400)], [job(9, CHAT, start=301.0, host="n2")]).retry_at == 400 + FIRST_RETRY
 
 
+def test_a_row_that_was_ended_stays_ended_when_that_replica_is_gone():
+    known = remember(failures(100, 200, 300), [job(9, CHAT, start=301.0, host="n2")], 310.0)
+    assert learnt(known).retry_at == 0
+    assert learnt([*known, *failures(400, where="n3")]).retry_at == 400 + FIRST_RETRY
+
+
+def test_replicas_that_fail_together_have_failed_once():
+    together = [Failure(number, CHAT.revision, f"n{number}", 100 + number / 4, "no GPU") for number in range(16)]
+    assert learnt(together).retry_at == together[-1].at + FIRST_RETRY
+
+
 def test_a_replica_that_served_before_the_failures_or_does_not_serve_yet_ends_nothing():
     row = failures(100, 200)
     for other in (job(9, CHAT, start=50.0), job(9, CHAT, STARTING, start=301.0), job(9, CHAT, start=301.0, preempted=True)):
@@ -115,8 +126,8 @@ def test_a_replica_that_served_before_the_failures_or_does_not_serve_yet_ends_no
 
 def test_failures_and_successes_of_other_revisions_do_not_count():
     other = service(context=1024)
-    assert learnt(failures(1, 2, 3, of=other)) == learnt([])
-    assert learnt(failures(1, 2), [job(9, other, start=301.0)]).retry_at == 2 + 2 * FIRST_RETRY
+    assert learnt(failures(10, 20, 30, of=other)) == learnt([])
+    assert learnt(failures(10, 20), [job(9, other, start=301.0)]).retry_at == 20 + 2 * FIRST_RETRY
 
 
 # Which nodes to avoid
@@ -165,9 +176,9 @@ def test_a_usable_node_is_always_left(seen, started):
 
 def test_a_crash_loop_is_told_with_where_and_the_last_words():
     assert learnt(failures(*range(LOOP - 1), where="")).note == ""
-    row = [*failures(1), *failures(2, where="n2"), *failures(3, where="n3", words="model.gguf: no such file")]
+    row = [*failures(10), *failures(20, where="n2"), *failures(30, where="n3", words="model.gguf: no such file")]
     assert learnt(row).note == f"chat: replicas of revision {CHAT.revision} keep failing (on n1, n2, n3): model.gguf: no such file"
-    assert "(on no node)" in learnt(failures(1, 2, 3, where="")).note
+    assert "(on no node)" in learnt(failures(10, 20, 30, where="")).note
 
 
 def test_an_avoided_node_is_told_with_its_own_last_words():
@@ -176,9 +187,9 @@ def test_an_avoided_node_is_told_with_its_own_last_words():
 
 
 def test_the_note_stays_the_same_until_something_happens():
-    known = remember((), [failed(1, at=NOW), failed(2, at=NOW + 1), failed(3, at=NOW + 2)], NOW + 2)
+    known = remember((), [failed(1, at=NOW), failed(2, at=NOW + 10), failed(3, at=NOW + 20)], NOW + 20)
     notes = set()
-    for later in range(2, 600, 7):
+    for later in range(20, 600, 7):
         known = remember(known, [], NOW + later)
         notes.add(learnt(known).note)
     assert len(notes) == 1

@@ -186,7 +186,7 @@ def test_a_failed_replica_is_left_to_end_by_itself_so_that_slurm_calls_it_failed
 
 
 def failed(count, of, on="n1", at=NOW - 1):
-    return [Failure(number, of.revision, on, at, "no GPU") for number in range(count)]
+    return [Failure(number, of.revision, on, at - 10 * (count - 1 - number), "no GPU") for number in range(count)]
 
 
 def test_after_failures_the_next_try_waits():
@@ -200,6 +200,11 @@ def test_after_failures_the_next_try_waits():
 def test_the_next_try_avoids_a_node_on_which_replicas_keep_failing():
     chat = service()
     assert planned([chat], failures=failed(2, chat, at=NOW - 30)).submit == orders(1, exclude=frozenset(["n1"]))
+
+
+def test_a_service_of_one_node_is_never_kept_from_it():
+    result = planned([service(nodes="n1")], failures=failed(2, service(nodes="n1"), at=NOW - 30))
+    assert result.submit == orders(1, exclude=frozenset(["n2"]))
 
 
 def test_a_waiting_job_that_is_kept_from_a_node_without_need_is_replaced():
