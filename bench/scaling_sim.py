@@ -178,6 +178,7 @@ class Simulation:
             queued={backend_name(name): len(backend.queue) for name, backend in self.backends.items()},
             arrived={backend_name(name): backend.arrived for name, backend in self.backends.items()},
             servers=self.cluster.servers(),
+            awake={},
         )
         self.memory.learn(self.config, jobs, gateway, EPOCH + now)
         self._peer(self.services, self.memory, now)

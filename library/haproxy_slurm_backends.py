@@ -53,7 +53,7 @@ import time
 from typing import Sequence
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.ptolemy.backends import ADD, DRAIN, READY, REMOVE, SEVER, Change
+from ansible.module_utils.ptolemy.backends import ADD, DRAIN, READY, REMOVE, Change
 from ansible.module_utils.ptolemy.config import load
 from ansible.module_utils.ptolemy.controller import Applied, apply_backends, decide
 from ansible.module_utils.ptolemy.errors import PtolemyError
@@ -70,8 +70,8 @@ def difference(gateway: Gateway, changes: Sequence[Change]) -> dict[str, str]:
         key = f"{change.backend}/{change.name}"
         if change.verb == REMOVE:
             after.pop(key, None)
-        elif change.verb != SEVER:
-            after[key] = {ADD: "ready", READY: "ready", DRAIN: "drain"}[change.verb]
+        elif change.verb in (ADD, READY, DRAIN):
+            after[key] = "drain" if change.verb == DRAIN else "ready"
     return {
         side: "".join(f"{name} {admin}\n" for name, admin in sorted(servers.items()))
         for side, servers in (("before", before), ("after", after))
@@ -87,7 +87,7 @@ def main() -> None:
     try:
         config = load(module.params["services_file"])
         site = config.site
-        haproxy = HAProxy(site.haproxy_socket)
+        haproxy = HAProxy(site.haproxy_socket, site.awake_map)
         slurm, memory = Slurm(site.uid, site.command_timeout), Memory()
         gateway = haproxy.observe()
         jobs, nodes = slurm.jobs(memory.expected(gateway)), slurm.nodes()

@@ -1,6 +1,6 @@
 """The backends planner: from the endpoints that should be served and the servers that HAProxy has, to changes.
 
-Pure: no I/O, no clock. The order of changes is fixed: add, ready, drain, sever, remove.
+Pure: no I/O, no clock. The order of changes is fixed: add, ready, wake, sleep, drain, sever, remove.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from typing import Iterable, Sequence
 from .haproxy import Endpoint, Gateway, Server
 
 ADD, READY, DRAIN, SEVER, REMOVE = "add", "ready", "drain", "sever", "remove"
+WAKE, SLEEP = "wake", "sleep"
 _FIRST_ID = 1000  # HAProxy numbers the servers of its configuration from 1
 
 
 @dataclass(frozen=True)
 class Change:
-    """One change to one server of HAProxy.
+    """One change to one server of HAProxy, or to what `hold` knows of a backend.
 
     Attributes:
-        verb: ``add``, ``ready``, ``drain``, ``sever`` or ``remove``.
-        backend, name: which server.
+        verb: ``add``, ``ready``, ``drain``, ``sever`` or ``remove``; of a backend, ``wake`` or ``sleep``.
+        backend, name: which server; of a backend the name is empty.
         cut: how many requests that ends; only for ``sever``.
         endpoint, id: what to add, and under which numeric id; only for ``add``.
     """
@@ -34,7 +35,8 @@ class Change:
     cut: int = 0
 
     def __str__(self) -> str:
-        return f"{self.verb} {self.backend}/{self.name}" + (f" ({self.cut} requests cut)" if self.cut else "")
+        place = f"{self.backend}/{self.name}" if self.name else self.backend
+        return f"{self.verb} {place}" + (f" ({self.cut} requests cut)" if self.cut else "")
 
 
 def plan(endpoints: Iterable[Endpoint], gateway: Gateway, sever_after: float = 30.0) -> Sequence[Change]:
@@ -54,6 +56,7 @@ def plan(endpoints: Iterable[Endpoint], gateway: Gateway, sever_after: float = 3
     return (
         *_additions(wanted, present, gateway.servers),
         *(Change(READY, *key) for key in sorted(wanted) if key in present and _needs_ready(wanted[key], present[key])),
+        *_awakenings(wanted, present, gateway),
         *(Change(DRAIN, server.backend, server.name) for server in leaving if server.admin == "ready"),
         *(
             Change(SEVER, server.backend, server.name, cut=server.in_flight)
@@ -70,6 +73,14 @@ def _serves(endpoint: Endpoint | None, server: Server) -> bool:
 
 def _needs_ready(endpoint: Endpoint, server: Server) -> bool:
     return server.admin != "ready" and _serves(endpoint, server)
+
+
+def _awakenings(wanted: dict[tuple[str, str], Endpoint], present: dict[tuple[str, str], Server], gateway: Gateway) -> Iterable[Change]:
+    # A server that is being added is up from the first moment.
+    awake = {key[0] for key in wanted if key not in present or present[key].up}
+    changed = sorted(backend for backend, told in gateway.awake.items() if told != (backend in awake))
+    yield from (Change(WAKE, backend, "") for backend in changed if backend in awake)
+    yield from (Change(SLEEP, backend, "") for backend in changed if backend not in awake)
 
 
 def _additions(

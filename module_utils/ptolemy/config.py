@@ -22,6 +22,7 @@ class Site:
         user: the service account's name; every replica job is its.
         uid: the service account's numeric user id on every host.
         haproxy_socket: path of HAProxy's admin socket on the gateway.
+        awake_map: path of HAProxy's map of the services that have a server.
         status_file: where the daemon writes what it sees, for people and monitoring; never read back by it.
         job_template: path of the job script's template on the gateway.
         job_log: the jobs' ``--output`` pattern.
@@ -39,6 +40,7 @@ class Site:
     user: str
     uid: int
     haproxy_socket: str = "/run/haproxy/admin.sock"
+    awake_map: str = "/etc/haproxy/ptolemy/awake.map"
     status_file: str = "/run/ptolemy/status.json"
     job_template: str = "/etc/ptolemy/replica.sh"
     job_log: str = "/var/log/ptolemy/%x-%j.log"

@@ -66,7 +66,7 @@ def decide(config: Config, jobs: Sequence[Job], nodes: Mapping[str, Node], gatew
 
 def restore(config: Config, last_jobs: Sequence[Job], gateway: Gateway) -> Sequence[backends.Change]:
     """Plan one tick while Slurm gives no answer: give a restarted HAProxy back what was last known, take nothing away."""
-    return [change for change in backends.plan(endpoints(config, last_jobs), gateway) if change.verb == backends.ADD]
+    return [change for change in backends.plan(endpoints(config, last_jobs), gateway) if change.verb in (backends.ADD, backends.WAKE)]
 
 
 @dataclass
@@ -101,6 +101,9 @@ def apply_backends(changes: Sequence[backends.Change], haproxy: HAProxy, applied
 def _change_server(haproxy: HAProxy, change: backends.Change) -> None:
     if change.endpoint is not None:
         haproxy.add(change.endpoint, change.id)
+        return
+    if change.verb in (backends.WAKE, backends.SLEEP):
+        haproxy.wake(change.backend, change.verb == backends.WAKE)
         return
     verbs = {backends.READY: haproxy.ready, backends.DRAIN: haproxy.drain, backends.SEVER: haproxy.sever, backends.REMOVE: haproxy.remove}
     verbs[change.verb](change.backend, change.name)

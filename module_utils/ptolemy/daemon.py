@@ -64,7 +64,7 @@ class Daemon:
     def _connect(self) -> None:
         site = self._config.site
         self._slurm = Slurm(site.uid, site.command_timeout)
-        self._haproxy = HAProxy(site.haproxy_socket)
+        self._haproxy = HAProxy(site.haproxy_socket, site.awake_map)
 
     def tick(self) -> str:
         """One turn of the loop. Returns one sentence on what it changed, or an empty string.

@@ -87,12 +87,14 @@ class Gateway:
         queued: requests that wait for a slot, by backend; its keys are the backends that the configuration has.
         arrived: requests that this process has ever sent to the backend, by backend.
         servers: the dynamic servers of those backends.
+        awake: what `hold` was told of each backend: whether there is a server.
     """
 
     pid: int
     queued: Mapping[str, int]
     arrived: Mapping[str, int]
     servers: Sequence[Server]
+    awake: Mapping[str, bool]
 
 
 def backend_name(service: str) -> str:
@@ -110,11 +112,13 @@ class HAProxy:
 
     Args:
         path: the socket, opened anew for each call.
+        awake_map: the map that tells `hold` which backends have a server.
         timeout: seconds that one command may take.
     """
 
-    def __init__(self, path: str, timeout: float = 5.0) -> None:
+    def __init__(self, path: str, awake_map: str = "", timeout: float = 5.0) -> None:
         self._path = path
+        self._awake_map = awake_map
         self._timeout = timeout
 
     def observe(self) -> Gateway:
@@ -124,7 +128,8 @@ class HAProxy:
             ObservationError: the socket fails, or its answer cannot be read.
         """
         try:
-            answers = [self._ask(command) for command in ("show info", "show stat -1 6 -1", "show servers state")]
+            commands = ("show info", "show stat -1 6 -1", "show servers state", f"show map {self._awake_map}")
+            answers = [self._ask(command) for command in commands]
         except OSError as error:
             raise ObservationError(f"HAProxy's socket {self._path}: {error}") from error
         try:
@@ -155,6 +160,10 @@ class HAProxy:
         """Cut the requests that a dead server holds. Raises ChangeError as ``add``."""
         self._change(f"shutdown sessions server {backend}/{name}")
 
+    def wake(self, backend: str, awake: bool) -> None:
+        """Tell `hold` whether a backend has a server. Raises ChangeError as ``add``."""
+        self._change(f"set map {self._awake_map} {backend} {int(awake)}")
+
     def remove(self, backend: str, name: str) -> None:
         """Remove an idle server. Raises ChangeError as ``add``, also where it is not idle after all."""
         self._change(f"set server {backend}/{name} state maint")
@@ -177,8 +186,8 @@ class HAProxy:
             return b"".join(pieces).decode(errors="replace")
 
 
-def parse(info: str, stat: str, state: str) -> Gateway:
-    """Read the answers to ``show info``, ``show stat`` (backends and servers) and ``show servers state``.
+def parse(info: str, stat: str, state: str, awake: str) -> Gateway:
+    """Read the answers to ``show info``, ``show stat`` (backends and servers), ``show servers state`` and ``show map``.
 
     Raises:
         KeyError, IndexError, ValueError: an answer lacks what it must have.
@@ -225,4 +234,8 @@ def parse(info: str, stat: str, state: str) -> Gateway:
                 unchanged=float(server["srv_time_since_last_change"]),
             )
         )
-    return Gateway(int(facts["Pid"]), queued, arrived, tuple(sorted(servers, key=lambda server: (server.backend, server.name))))
+    servers.sort(key=lambda server: (server.backend, server.name))
+    # Each line is a pointer, a key and its value; an unknown map is an error message.
+    pairs = [line.split()[1:] for line in awake.splitlines() if line.startswith("0x")]
+    told = {backend: value == "1" for backend, value in pairs if backend in ours}
+    return Gateway(int(facts["Pid"]), queued, arrived, tuple(servers), told)

@@ -59,6 +59,7 @@ class Gateway:
         self.log_socket.bind(("127.0.0.1", 0))
         self.log_socket.setblocking(False)
         self.admin_socket = directory / "admin.sock"
+        self.ptolemyd = HAProxy(str(self.admin_socket), str(directory / "ptolemy" / "awake.map"))
         self.process: subprocess.Popen[bytes] | None = None
         self.next_id = 1000
         self.scheme = "https" if settings.get("haproxy_tls_certificate") else "http"
@@ -69,7 +70,7 @@ class Gateway:
             "haproxy_port": self.port,
             "haproxy_stats_bind": f"127.0.0.1:{self.stats_port}",
             "haproxy_log_target": f"127.0.0.1:{self.log_socket.getsockname()[1]}",
-            "haproxy_hold_seconds": 10,
+            "haproxy_hold_seconds": 300,
             "haproxy_queue_timeout": "1h",
             "haproxy_server_timeout": "1h",
             "haproxy_request_timeout": "30s",
@@ -130,15 +131,14 @@ class Gateway:
     def add(self, service: str, name: str, port: int, slots: int = 4) -> None:
         """Add a server, by what ptolemyd itself uses."""
         self.next_id += 1
-        ptolemyd = HAProxy(str(self.admin_socket))
-        ptolemyd.add(Endpoint(f"svc_{service}", name, "127.0.0.1", port, slots), self.next_id)
-        ptolemyd.ready(f"svc_{service}", name)
+        self.ptolemyd.add(Endpoint(f"svc_{service}", name, "127.0.0.1", port, slots), self.next_id)
+        self.ptolemyd.wake(f"svc_{service}", True)
 
     def remove(self, service: str, name: str) -> None:
         deadline = time.monotonic() + 5
         while True:
             try:
-                return HAProxy(str(self.admin_socket)).remove(f"svc_{service}", name)
+                return self.ptolemyd.remove(f"svc_{service}", name)
             except ChangeError:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
@@ -155,8 +155,8 @@ class Gateway:
         return next(int(row[4]) for row in rows if row[:2] == [f"svc_{service}", name])
 
     def queued(self, service: str) -> int:
-        rows = [line.split(",") for line in self.ask("show stat").splitlines()]
-        return next(int(row[2]) for row in rows if row[:2] == [f"svc_{service}", "BACKEND"])
+        """How many requests wait, by ptolemyd's own count: those in the queue, and those that `hold` has."""
+        return self.ptolemyd.observe().queued[f"svc_{service}"]
 
     def log_lines(self) -> list[str]:
         lines = []
@@ -244,7 +244,7 @@ class Client:
 
     async def send(self, path: str, body: object = None, key: str | None = API_KEY, **options: Any) -> Answer:
         data = body if isinstance(body, (bytes, type(None))) or hasattr(body, "__aiter__") else json.dumps(body)
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        headers = {"Content-Type": "application/json", **options.pop("headers", {})} | ({"Authorization": f"Bearer {key}"} if key else {})
         method = options.pop("method", "GET" if data is None else "POST")
         async with self.session.request(method, self.gateway.url + path, data=data, headers=headers, ssl=False) as response:
             return Answer(response.status, dict(response.headers), await response.read())
@@ -275,7 +275,7 @@ class Answer:
 
 @contextlib.asynccontextmanager
 async def open_client(gateway: Gateway) -> AsyncIterator[Client]:
-    timeout = aiohttp.ClientTimeout(total=20)
+    timeout = aiohttp.ClientTimeout(total=60)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
         yield Client(gateway, session)
     # A TLS connection takes a moment to close; the event loop must not end before.
@@ -304,13 +304,13 @@ def rendered() -> Iterator[dict[str, Gateway]]:
 
 
 def render(base: Path) -> dict[str, Gateway]:
-    """Write the role's files in two variants: as by default, and with short times and TLS."""
-    for name in ("default", "short"):
+    """Write the role's files in three variants: as by default, with a short wait for a first server, and with short times and TLS."""
+    for name in ("default", "brief", "short"):
         (base / name).mkdir()
     short = {f"haproxy_{name}_timeout": value for name, value in (("server", "1s"), ("request", "1s"), ("queue", "2s"))}
-    short |= {"haproxy_hold_seconds": 1}
     gateways = {
         "default": Gateway("default", base / "default"),
+        "brief": Gateway("brief", base / "brief", haproxy_hold_seconds=2),
         "short": Gateway("short", base / "short", haproxy_tls_certificate=make_certificate(base), **short),
     }
     group = grp.getgrgid(os.getgid()).gr_name
@@ -354,6 +354,11 @@ def run_gateway(gateway: Gateway) -> Iterator[Gateway]:
 @pytest.fixture
 def gateway(rendered: dict[str, Gateway]) -> Iterator[Gateway]:
     yield from run_gateway(rendered["default"])
+
+
+@pytest.fixture
+def brief_gateway(rendered: dict[str, Gateway]) -> Iterator[Gateway]:
+    yield from run_gateway(rendered["brief"])
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ STATE = (
 
 
 def test_an_observation_holds_our_servers_and_the_queue():
-    seen = parse(INFO, STAT, STATE)
+    seen = parse(INFO, STAT, STATE, "0x1 svc_chat 1\n0x2 svc_gone 1\n")
     # The one that `hold` has waits, too.
     assert (seen.pid, dict(seen.queued), dict(seen.arrived)) == (42, {"svc_chat": 6}, {"svc_chat": 9})
     assert [(server.name, server.admin, server.up, server.in_flight, server.slots, server.id) for server in seen.servers] == [
@@ -41,6 +41,8 @@ def test_an_observation_holds_our_servers_and_the_queue():
         ("j9r0p20000", "maint", False, 0, 8, 1002),
     ]
     assert seen.servers[0].job_id == 7
+    assert seen.awake == {"svc_chat": True}
+    assert parse(INFO, STAT, STATE, "Unknown map identifier.\n").awake == {}
 
 
 @pytest.fixture

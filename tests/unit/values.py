@@ -64,8 +64,9 @@ def server(number: int = 1, port: int = 20000, backend: str = "svc_chat", **fiel
     return Server(**{**given, **fields})
 
 
-def gateway(*servers: Server, backends: tuple[str, ...] = ("svc_chat",), queued: int = 0, arrived: int = 0) -> Gateway:
-    return Gateway(pid=1, queued=dict.fromkeys(backends, queued), arrived=dict.fromkeys(backends, arrived), servers=tuple(servers))
+def gateway(*servers: Server, backends: tuple[str, ...] = ("svc_chat",), queued: int = 0, arrived: int = 0, **fields: Any) -> Gateway:
+    counts = {"queued": dict.fromkeys(backends, queued), "arrived": dict.fromkeys(backends, arrived)}
+    return Gateway(**{"pid": 1, **counts, "servers": servers, "awake": {}, **fields})
 
 
 def node(name: str = "n1", closed: bool = False, partition: str = "gpu") -> Node:
