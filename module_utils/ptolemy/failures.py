@@ -72,12 +72,12 @@ class Lesson:
     Attributes:
         retry_at: Unix time before which no replica should be submitted; 0 where none failed.
         avoid: nodes on which none should start.
-        note: one sentence for people, the same as long as nothing new happens; empty where there is nothing to tell.
+        notes: sentences for people, the same ones for as long as the trouble lasts.
     """
 
     retry_at: float = 0.0
     avoid: frozenset[str] = frozenset()
-    note: str = ""
+    notes: Sequence[str] = ()
 
 
 def lesson(service: Service, failures: Iterable[Failure], places: Iterable[AbstractSet[str]], now: float) -> Lesson:
@@ -102,13 +102,13 @@ def lesson(service: Service, failures: Iterable[Failure], places: Iterable[Abstr
 
     notes = []
     if row and tries >= LOOP:
-        where = ", ".join(sorted({failure.node for failure in row if failure.node})) or "no node"
-        notes.append(f"{service.name}: replicas of revision {service.revision} keep failing (on {where}): {row[-1].reason}")
-    if avoid:
-        last = max((bad[node][-1] for node in avoid), key=lambda failure: failure.at)
-        notes.append(f"{service.name}: avoiding {', '.join(sorted(avoid))}, where replicas keep failing: {last.reason}")
+        # The first one's words: logs differ in times and addresses, and the same trouble is told once.
+        notes.append(
+            f"{service.name}: replicas of revision {service.revision} keep failing, first on {row[0].node or 'no node'}: {row[0].reason}"
+        )
+    notes += [f"{service.name}: avoiding {node}, where replicas keep failing: {bad[node][0].reason}" for node in sorted(avoid)]
     retry_at = row[-1].at + min(FIRST_RETRY * 2.0 ** (tries - 1), LAST_RETRY) if row else 0.0
-    return Lesson(retry_at, avoid, "; ".join(notes))
+    return Lesson(retry_at, avoid, tuple(notes))
 
 
 def _bad_nodes(failures: Iterable[Failure]) -> dict[str, list[Failure]]:

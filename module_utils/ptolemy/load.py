@@ -56,6 +56,7 @@ class History:
         self._last = Load(-math.inf, 0, 0, 0)
         self._smoothed = 0.0
         self._oldest_wait = 0.0
+        self._idle = True
         self._busy = self._arrivals_a_second = 0.0  # smoothed more
         self._full_seconds = self._full_answers = 0.0  # how long the servers were full lately, and what a slot answered in that time
         self._full_at = -math.inf
@@ -82,7 +83,7 @@ class History:
         A GPU with little to do answers each request faster (8B model on an H200: 264 tokens/s alone, 67 for each of 64), so a service
         with replicas to spare has fewer slots busy than it would have without them: `demand` alone would give up too many.
         """
-        if self._full_seconds < ENOUGH_FULL:
+        if self._idle or self._full_seconds < ENOUGH_FULL:
             return 0.0
         return min(self._arrivals_a_second * self._full_seconds / max(self._full_answers, 1e-9), SPEED_UP * self._busy)
 
@@ -104,6 +105,8 @@ class History:
             self._measure_rates(load, elapsed)
         # A request that came and was answered between two looks is demand, too.
         asked = load.arrived != self._last.arrived and not math.isinf(elapsed)
+        # Rates fall slowly, but a service of which nobody asks anything is to sleep after its delay.
+        self._idle = not (asked or load.busy or load.waiting)
         self._since = min(self._since, load.at)
         self._last = load
         self._oldest_wait = self._measure_wait(load)

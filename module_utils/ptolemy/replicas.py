@@ -106,7 +106,7 @@ def plan(services: Mapping[str, Service], targets: Mapping[str, int], seen: Seen
         room = target + surge(target) - len(kept) - sum(map(fleet.serves, useful))
         if service and learnt.retry_at <= seen.now:
             submit += _orders(service, target, kept, exclude)[: max(room, 0)]
-        notes += [learnt.note] if learnt.note else []
+        notes += learnt.notes
 
     leave, end = fleet.endings(drain)
     return Plan(tuple(submit), tuple(release), frozenset(drain), tuple(leave), tuple(end), tuple(notes))

@@ -82,7 +82,7 @@ def test_a_job_that_is_still_listed_counts_once_and_the_oldest_comes_first():
 
 
 def test_without_failures_nothing_waits_and_nothing_is_said():
-    assert (learnt([]).retry_at, learnt([]).avoid, learnt([]).note) == (0.0, frozenset(), "")
+    assert (learnt([]).retry_at, learnt([]).avoid, learnt([]).notes) == (0.0, frozenset(), ())
 
 
 def test_the_pause_grows_with_each_failure():
@@ -103,7 +103,7 @@ def test_the_pause_is_bounded_and_never_shrinks(count):
 def test_a_replica_that_serves_ends_the_row():
     row = failures(100, 200, 300)
     assert learnt(row, [job(9, CHAT, start=301.0)]).retry_at == 0
-    assert learnt(row, [job(9, CHAT, start=301.0)]).note == ""
+    assert learnt(row, [job(9, CHAT, start=301.0)]).notes == ()
     assert learnt([*row, *failures(400)], [job(9, CHAT, start=301.0, host="n2")]).retry_at == 400 + FIRST_RETRY
 
 
@@ -174,25 +174,15 @@ def test_a_usable_node_is_always_left(seen, started):
 # What people read
 
 
-def test_a_crash_loop_is_told_with_where_and_the_last_words():
-    assert learnt(failures(*range(LOOP - 1), where="")).note == ""
-    row = [*failures(10), *failures(20, where="n2"), *failures(30, where="n3", words="model.gguf: no such file")]
-    assert learnt(row).note == f"chat: replicas of revision {CHAT.revision} keep failing (on n1, n2, n3): model.gguf: no such file"
-    assert "(on no node)" in learnt(failures(10, 20, 30, where="")).note
+def test_a_crash_loop_is_told_once_with_where_it_began_and_its_words():
+    assert learnt(failures(*range(10, 10 * LOOP, 10), where="")).notes == ()
+    row = [*failures(10, words="model.gguf: no such file"), *failures(20, where="n2"), *failures(30, where="n3")]
+    told = (f"chat: replicas of revision {CHAT.revision} keep failing, first on n1: model.gguf: no such file",)
+    assert learnt(row).notes == told
+    assert learnt([*row, *failures(40, where="n2", words="the same, at another time")], now=50.0).notes[0] == told[0]
+    assert "first on no node" in learnt(failures(10, 20, 30, where="")).notes[0]
 
 
-def test_an_avoided_node_is_told_with_its_own_last_words():
-    known = [*failures(1), *failures(2, words="GPU fell off the bus"), *failures(3, where="n2", words="else")]
-    assert "avoiding n1, where replicas keep failing: GPU fell off the bus" in learnt(known).note
-
-
-def test_the_note_stays_the_same_until_something_happens():
-    known = remember((), [failed(1, at=NOW), failed(2, at=NOW + 10), failed(3, at=NOW + 20)], NOW + 20)
-    notes = set()
-    for later in range(20, 600, 7):
-        known = remember(known, [], NOW + later)
-        notes.add(learnt(known).note)
-    assert len(notes) == 1
-    known = remember(known, [failed(4, at=NOW + 600, words="other words")], NOW + 600)
-    assert learnt(known).note not in notes
-    assert "other words" in learnt(known).note
+def test_an_avoided_node_is_told_with_its_own_words():
+    known = [*failures(1, words="GPU fell off the bus"), *failures(2), *failures(3, where="n2", words="else")]
+    assert learnt(known).notes == ("chat: avoiding n1, where replicas keep failing: GPU fell off the bus",)
