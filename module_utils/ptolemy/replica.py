@@ -31,6 +31,7 @@ POLL = 0.25  # seconds between two looks at the servers
 PROBE_TIMEOUT = 2.0
 PROBE_EVERY = 5.0  # seconds between two probes of a healthy server
 MOST_SILENCES = 3  # probes in a row without an answer after which a server is killed, so that others get its requests
+STUCK_AFTER = 60.0  # seconds without progress after which it is killed; a batch of a long prompt may take long on a CPU
 STABLE_AFTER = 600.0  # seconds without an exit after which a server's earlier exits are forgotten
 MOST_EXITS = 5  # exits within that time that end the job
 MOST_EXITS_AT_START = 2  # the same for a server that was never healthy: the next job may get another node or GPU
@@ -62,6 +63,7 @@ class LlamaServer:
     healthy: bool = False
     silences: int = 0
     probe_at: float = 0.0
+    progress_at: float = 0.0
     start_at: float = 0.0
     exits: list[float] = field(default_factory=list)
 
@@ -166,22 +168,32 @@ class Replica:
             server.start_at = now + pause
             say(f"llama-server on port {server.port} ended with {told(status)}; starting it again in {pause:g} s")
         elif not server.healthy and self._is_ours(server.port):
-            server.healthy, server.silences, server.probe_at = True, 0, now + PROBE_EVERY
+            server.healthy, server.silences, server.probe_at, server.progress_at = True, 0, now + PROBE_EVERY, now
             say(f"llama-server on port {server.port} is healthy")
         elif server.healthy and now >= server.probe_at:
             self._probe(server)
 
     def _probe(self, server: LlamaServer) -> None:
-        """Kill a server that has frozen: its connections break, and HAProxy sends what was not answered yet to another one."""
+        """Kill a server that has frozen: its connections break, and HAProxy sends what was not answered yet to another one.
+
+        /health is answered even where nothing is computed any more (llama-server may hang so after a TERM, or its GPU), /metrics only
+        by the loop that computes.
+        """
+        server.silences = 0 if self._answers(server.port, "/health") else server.silences + 1
+        if self._answers(server.port, "/metrics"):
+            server.progress_at = time.monotonic()
         server.probe_at = time.monotonic() + PROBE_EVERY
-        try:
-            self._get(server.port, "/health")
-            server.silences = 0
-        except OSError:
-            server.silences += 1
-        if server.silences >= MOST_SILENCES and server.process is not None:
-            say(f"llama-server on port {server.port} has not answered {MOST_SILENCES} probes: killing it")
+        stuck = time.monotonic() - server.progress_at
+        if server.process is not None and (server.silences >= MOST_SILENCES or stuck > STUCK_AFTER):
+            say(f"llama-server on port {server.port} is silent ({server.silences} probes) or stuck ({stuck:.0f} s): killing it")
             server.process.kill()
+
+    def _answers(self, port: int, path: str) -> bool:
+        try:
+            self._get(port, path)
+        except OSError:
+            return False
+        return True
 
     def _start(self, server: LlamaServer) -> None:
         # Once published, a server keeps its port: HAProxy knows it by that.

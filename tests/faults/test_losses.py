@@ -50,7 +50,7 @@ def signalled(cluster, faults, name):
     with faults.loss(f"{name} of one llama-server") as notes:
         pid = process_on(cluster, row)
         cluster.run(row["host"], "kill", f"-{name}", pid)
-        seconds = cluster.until(lambda: is_replaced(cluster, row, server, pid), "it is back")
+        seconds = cluster.until(lambda: is_replaced(cluster, row, server, pid), "it is back", 150)
         notes.append(f"served again by the same job after {seconds:.1f} s")
     cluster.until_ready()
     assert row["job"] in cluster.jobs("demo")

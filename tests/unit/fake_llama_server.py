@@ -4,6 +4,7 @@
 import json
 import os
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -17,6 +18,8 @@ class Handler(BaseHTTPRequestHandler):
         if (HERE / "die").exists():
             (HERE / "die").unlink()
             os._exit(3)
+        if self.path == "/metrics" and (HERE / "stuck").exists():
+            time.sleep(60)
         busy = (HERE / "busy").exists()
         body = {
             "/health": b'{"status":"ok"}',

@@ -23,7 +23,7 @@ FIRST = 21000
 RUN = """
 import sys
 from ptolemy import replica
-replica.FIRST_PAUSE, replica.LEAVE_TIME, replica.PROBE_EVERY, replica.PROBE_TIMEOUT = 0.05, 0.6, 0.2, 0.5
+replica.FIRST_PAUSE, replica.LEAVE_TIME, replica.PROBE_EVERY, replica.PROBE_TIMEOUT, replica.STUCK_AFTER = 0.05, 0.6, 0.2, 0.5, 3
 sys.exit(replica.main())
 """
 
@@ -200,6 +200,14 @@ def test_a_frozen_server_is_killed_and_started_again(run):
     runner.until(lambda: len(runner.started()) == 3, "started again")
     runner.until(lambda: listeners(FIRST) not in ([], [frozen]), "listening again")
     assert runner.record().state == "ready"
+
+
+def test_a_server_that_is_stuck_though_it_says_that_it_is_well_is_killed_and_started_again(run, node):
+    runner = run(servers_per_gpu=1)
+    runner.until_state("ready")
+    (node / "stuck").touch()
+    runner.until(lambda: len(runner.started()) >= 3, "started again")
+    (node / "stuck").unlink()
 
 
 def listeners(port):
