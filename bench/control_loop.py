@@ -105,13 +105,14 @@ def cluster(endpoints: int) -> Iterator[tuple[Daemon, Path]]:
     """A daemon whose Slurm is two files, and whose HAProxy is real."""
     with tempfile.TemporaryDirectory(prefix="ptbench-") as base:
         directory = Path(base)
-        site: dict[str, object] = {
+        site = {
             "user": "bench",
             "uid": os.getuid(),
             "haproxy_socket": f"{base}/admin.sock",
             "status_file": f"{base}/status.json",
         }
-        site["job_template"] = shutil.copy(ROOT / "roles/replica_jobs/templates/replica.sh.j2", base)
+        site["job_template"] = f"{base}/replica.sh"
+        (directory / "replica.sh").write_text("#!/bin/bash\n$sbatch_options\n$spec\n")
         jobs = endpoints // PER_JOB
         model = {"model": "m", "model_path": "/m.gguf", "model_sha256": "0" * 64, "partition": "gpu"}
         size = {f"service-{number}": len(range(1, jobs + 1)[(number - 1) % SERVICES :: SERVICES]) for number in range(SERVICES)}
