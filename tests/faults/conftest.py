@@ -74,6 +74,13 @@ class Faults:
 
 
 ROWS: list[Row] = []
+MEASURED: list[str] = []
+
+
+@pytest.fixture
+def measured():
+    """Takes a sentence with a figure, for the page and for the end of the run."""
+    return MEASURED.append
 
 
 @pytest.fixture
@@ -86,10 +93,10 @@ def pytest_addoption(parser):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    if not ROWS:
+    if not ROWS and not MEASURED:
         return
     table = [HEAD, ["---"] * len(HEAD), *(row.cells() for row in ROWS)]
-    text = "".join(f"| {' | '.join(cells)} |\n" for cells in table)
+    text = "".join(f"| {' | '.join(cells)} |\n" for cells in table) + "".join(f"\n- {sentence}" for sentence in MEASURED) + "\n"
     terminalreporter.section("faults")
     terminalreporter.write(text)
     path = config.getoption("--table")

@@ -40,12 +40,14 @@ def asleep(cluster):
     return cluster
 
 
-def test_the_first_request_wakes_a_sleeping_service(asleep):
+def test_the_first_request_wakes_a_sleeping_service(asleep, measured):
     began = time.monotonic()
     assert asyncio.run(send(asleep, "nap", 1, 4)) == {"200": 1}
-    print(f"a sleeping service answered its first request after {time.monotonic() - began:.1f} s")
+    measured(f"A sleeping service answered its first request after {time.monotonic() - began:.1f} s.")
     started, ready, routed = first_steps(asleep)
-    print(f"job start to ready {ready - started:.1f} s, to the first request routed {routed - started:.1f} s")
+    measured(
+        f"From the job's start: its replica was ready after {ready - started:.1f} s, and had its server after {routed - started:.1f} s."
+    )
 
 
 def first_steps(cluster):
@@ -62,10 +64,10 @@ def first_steps(cluster):
     return started, ready, routed
 
 
-def test_a_burst_at_a_sleeping_service_is_answered_whole(asleep):
+def test_a_burst_at_a_sleeping_service_is_answered_whole(asleep, measured):
     began = time.monotonic()
     assert asyncio.run(send(asleep, "nap", BURST, 4)) == {"200": BURST}
-    print(f"{BURST} requests at a sleeping service: all answered after {time.monotonic() - began:.1f} s")
+    measured(f"{BURST} requests at once at a sleeping service: all answered after {time.monotonic() - began:.1f} s.")
 
 
 def test_a_queue_brings_more_replicas_and_they_go_when_it_is_over(asleep):
@@ -109,7 +111,7 @@ while time.time() < deadline:
 """
 
 
-def test_a_new_replica_takes_its_share_of_a_queue_within_a_second_of_its_record(asleep):
+def test_a_new_replica_takes_its_share_of_a_queue_within_a_second_of_its_record(asleep, measured):
     async def scenario():
         burst = asyncio.ensure_future(send(asleep, "nap", BURST, 24))
         second = await asyncio.to_thread(later_job, asleep)
@@ -118,7 +120,7 @@ def test_a_new_replica_takes_its_share_of_a_queue_within_a_second_of_its_record(
         return seconds, waiting, await burst
 
     seconds, waiting, outcome = asyncio.run(scenario())
-    print(f"{waiting} requests still in the queue: the second replica had its first one {seconds:.2f} s after its record appeared")
+    measured(f"With {waiting} requests in the queue, a second replica had its first one {seconds:.2f} s after its record appeared.")
     assert outcome == {"200": BURST}
     assert seconds < 1
 
