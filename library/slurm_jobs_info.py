@@ -110,6 +110,7 @@ jobs:
         reason: ""
         opportunistic: false
         took: 40
+        avoids: []
 """
 
 import pwd
@@ -125,7 +126,7 @@ def describe(job: Job) -> dict[str, object]:
     fields = asdict(job)
     del fields["user_id"]
     if job.record is not None:
-        fields["record"]["ports"] = list(job.record.ports)
+        fields["record"] |= {"ports": list(job.record.ports), "avoids": list(job.record.avoids)}
     return {**fields, "ended": job.ended, "ready": job.ready}
 
 

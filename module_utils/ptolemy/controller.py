@@ -138,5 +138,5 @@ def _submit(config: Config, order: replicas.Order, slurm: Slurm, memory: Memory)
             template = file.read()
     except OSError as error:
         raise ConfigError(f"{config.site.job_template}: {error.strerror}; run site.yml, which writes it") from error
-    text = script(template, config.site, config.services[order.service], order.opportunistic, order.exclude)
+    text = script(template, config.site, config.services[order.service], order.opportunistic, order.avoid, order.outside)
     memory.submitted(slurm.submit(text))

@@ -13,7 +13,9 @@ from .record import STARTING, Record, encode
 from .slurm import job_name
 
 
-def script(template: str, site: Site, service: Service, opportunistic: bool = False, exclude: Iterable[str] = ()) -> str:
+def script(
+    template: str, site: Site, service: Service, opportunistic: bool = False, avoid: Iterable[str] = (), outside: Iterable[str] = ()
+) -> str:
     """Return the batch script of one replica.
 
     Args:
@@ -21,15 +23,18 @@ def script(template: str, site: Site, service: Service, opportunistic: bool = Fa
         site: the site.
         service: what the replica serves.
         opportunistic: it is one of the extra replicas.
-        exclude: nodes on which it must not start.
+        avoid: nodes on which it must not start, because replicas failed there.
+        outside: nodes on which the service may not run at all.
 
     Raises:
         ConfigError: the template names a place that is unknown.
     """
+    record = Record(service.name, service.revision, 0, STARTING, opportunistic=opportunistic, avoids=tuple(sorted(avoid)))
+    exclude = sorted({*avoid, *outside})
     partition = (opportunistic and service.opportunistic_partition) or service.partition
     options = [
         f"--job-name={job_name(service.name)}",
-        f"--comment={encode(Record(service.name, service.revision, 0, STARTING, opportunistic=opportunistic))}",
+        f"--comment={encode(record)}",
         f"--partition={partition}",
         "--nodes=1",
         "--ntasks=1",
@@ -45,7 +50,7 @@ def script(template: str, site: Site, service: Service, opportunistic: bool = Fa
         "--no-requeue",
         *([f"--reservation={service.reservation}"] if service.reservation else []),
         *(["--exclusive"] if service.exclusive else []),
-        *([f"--exclude={','.join(sorted(exclude))}"] if exclude else []),
+        *([f"--exclude={','.join(exclude)}"] if exclude else []),
         *service.sbatch_options,
         *([f"--time-min={service.opportunistic_time_min}", *service.opportunistic_options] if opportunistic else []),
     ]

@@ -41,6 +41,7 @@ class Record:
         reason: why it failed, one line; empty otherwise.
         opportunistic: it is one of the extra replicas, on GPUs that somebody else may want back.
         took: seconds from the job's start until it was ready, rounded up; 0 before.
+        avoids: while it waits, the nodes that it was told to avoid because replicas failed there.
     """
 
     service: str
@@ -52,6 +53,7 @@ class Record:
     reason: str = ""
     opportunistic: bool = False
     took: int = 0
+    avoids: tuple[str, ...] = ()
 
 
 def encode(record: Record) -> str:
@@ -75,6 +77,8 @@ def encode(record: Record) -> str:
         fields["o"] = 1
     if record.took:
         fields["t"] = record.took
+    if record.avoids:
+        fields["a"] = ",".join(record.avoids)
     text = _dump(fields)
     room = MAX_BYTES - len(text)
     if room < 0:
@@ -104,13 +108,15 @@ def decode(comment: str) -> Record | None:
         return None
     if state not in STATES or not isinstance(reason, str):
         return None
-    opportunistic, took = fields.get("o", 0), fields.get("t", 0)
-    if opportunistic not in (0, 1) or type(took) is not int or took < 0:
+    opportunistic, took, avoids = fields.get("o", 0), fields.get("t", 0), fields.get("a", "")
+    if opportunistic not in (0, 1) or type(took) is not int or took < 0 or not isinstance(avoids, str):
         return None
     unfolded = _unfold(ports) if isinstance(ports, str) else None
     if unfolded is None:
         return None
-    return Record(service, revision, restart, state, unfolded, slots, reason, bool(opportunistic), took)
+    return Record(
+        service, revision, restart, state, unfolded, slots, reason, bool(opportunistic), took, tuple(filter(None, avoids.split(",")))
+    )
 
 
 def _dump(fields: dict[str, object]) -> str:

@@ -28,12 +28,14 @@ class Order:
     Attributes:
         service: whose.
         opportunistic: it is an extra one.
-        exclude: nodes on which it must not start.
+        avoid: nodes on which it must not start, because replicas failed there.
+        outside: nodes on which the service may not run at all.
     """
 
     service: str
     opportunistic: bool = False
-    exclude: frozenset[str] = frozenset()
+    avoid: frozenset[str] = frozenset()
+    outside: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,7 @@ def plan(services: Mapping[str, Service], targets: Mapping[str, int], seen: Seen
     for name in sorted(fleet.alive.keys() | services.keys()):
         service, alive, target = services.get(name), fleet.alive.get(name, []), targets.get(name, 0)
         learnt = lesson(service, seen.failures, _places(service, seen.nodes), seen.now) if service else Lesson()
-        exclude = learnt.avoid | _outside(service, seen.nodes) if service else learnt.avoid
-        kept = fleet.kept(service, alive, target, exclude) if service else []
+        kept = fleet.kept(service, alive, target, learnt.avoid) if service else []
         # Predecessors go on serving until enough successors do.
         gap = target - sum(map(fleet.serves, kept))
         others = sorted((job for job in alive if job not in kept), key=fleet.worth)
@@ -105,7 +106,7 @@ def plan(services: Mapping[str, Service], targets: Mapping[str, int], seen: Seen
         release += [job.id for job in kept if _is_held(job)]
         room = target + surge(target) - len(kept) - sum(map(fleet.serves, useful))
         if service and learnt.retry_at <= seen.now:
-            submit += _orders(service, target, kept, exclude)[: max(room, 0)]
+            submit += _orders(service, target, kept, learnt.avoid, _outside(service, seen.nodes))[: max(room, 0)]
         notes += learnt.notes
 
     leave, end = fleet.endings(drain)
@@ -117,12 +118,12 @@ def surge(target: int) -> int:
     return max(target // 4, 1)
 
 
-def _orders(service: Service, target: int, kept: Sequence[Job], exclude: frozenset[str]) -> list[Order]:
+def _orders(service: Service, target: int, kept: Sequence[Job], avoid: frozenset[str], outside: frozenset[str]) -> list[Order]:
     """The replicas that are missing, ordinary ones first."""
     ordinary, extra = _shares(service, target)
     kept_extra = sum(map(_is_opportunistic, kept))
     missing = [False] * (ordinary - len(kept) + kept_extra) + [True] * (extra - kept_extra)
-    return [Order(service.name, opportunistic, exclude) for opportunistic in missing]
+    return [Order(service.name, opportunistic, avoid, outside) for opportunistic in missing]
 
 
 def _shares(service: Service, target: int) -> tuple[int, int]:
@@ -158,6 +159,10 @@ def _waits(job: Job) -> bool:
     return job.state == "PENDING"
 
 
+def _avoided(job: Job) -> frozenset[str]:
+    return frozenset(job.record.avoids if job.record is not None else ())
+
+
 def _is_held(job: Job) -> bool:
     return _waits(job) and job.restart > 0 and job.reason == "BeginTime"
 
@@ -176,9 +181,9 @@ class Fleet:
         for server in seen.servers:
             self._servers.setdefault(server.job_id, []).append(server)
 
-    def kept(self, service: Service, alive: Iterable[Job], target: int, exclude: frozenset[str]) -> list[Job]:
-        """The jobs that are to stay, at most ``target``. One that waits without the nodes that it might have by now is not."""
-        present = [job for job in alive if self._is_current(job, service) and not (_waits(job) and set(hosts(job.excluded)) - exclude)]
+    def kept(self, service: Service, alive: Iterable[Job], target: int, avoid: frozenset[str]) -> list[Job]:
+        """The jobs that are to stay, at most ``target``. One that waits without a node that it might have by now is not among them."""
+        present = [job for job in alive if self._is_current(job, service) and not (_waits(job) and _avoided(job) - avoid)]
         ripe = self._near_their_end(service, present)
         present = sorted((job for job in present if job.id not in ripe), key=self.worth)
         ordinary, extra = _shares(service, target)

@@ -27,10 +27,10 @@ FAILED_STATES = frozenset("BOOT_FAIL FAILED OUT_OF_MEMORY".split())
 
 _FIELDS = (
     *("JobID", "State", "UserID", "RestartCnt", "BatchHost", "SubmitTime", "StartTime", "EndTime", "PreemptTime"),
-    *("Reason", "ExcNodes", "Name", "Comment"),
+    *("Reason", "Name", "Comment"),
 )
 # `type:size+suffix`: padded to the size and cut there. The comment comes last because its writer controls it.
-_WIDTHS = {"Comment": 1100, "Name": 128, "ExcNodes": 512, "Reason": 64, "BatchHost": 256}
+_WIDTHS = {"Comment": 1100, "Name": 128, "Reason": 64, "BatchHost": 256}
 _FORMAT = ",".join(f"{field}:{_WIDTHS.get(field, 40)}|" for field in _FIELDS)
 # Of a node's states (sinfo's %T): "draining", "drained*", "failing", "inval", "mixed@" (to be rebooted). Not "maint": Slurm lets no job
 # run into a maintenance, and a reservation of that kind may be ours.
@@ -54,7 +54,6 @@ class Job:
         record: what its comment holds, None where that is not a record.
         address: the IP address of ``host``; empty where it is not known.
         preempted: Slurm has begun to take its GPUs away.
-        excluded: Slurm's notation of the nodes on which it must not start.
     """
 
     id: int
@@ -70,7 +69,6 @@ class Job:
     record: Record | None
     address: str = ""
     preempted: bool = False
-    excluded: str = ""
 
     @property
     def ended(self) -> bool:
@@ -135,7 +133,7 @@ def parse_jobs(text: str, user_id: int) -> list[Job]:
         columns = [column.strip() for column in text[first:last].split("|", len(_FIELDS) - 1)]
         if len(columns) != len(_FIELDS):
             raise ObservationError(f"squeue printed a line that is no job: {one_line(text[first:last])}")
-        number, state, uid, restart, host, submit, start, end, preempt, reason, excluded, name, comment = columns
+        number, state, uid, restart, host, submit, start, end, preempt, reason, name, comment = columns
         try:
             if int(uid) != user_id:
                 continue
@@ -153,7 +151,6 @@ def parse_jobs(text: str, user_id: int) -> list[Job]:
                     name=name,
                     record=decode(comment.rstrip("|").strip()),
                     preempted=state == RUNNING and _unix(preempt) > 0,
-                    excluded="" if excluded in ("(null)", "N/A") else excluded,
                 )
             )
         except ValueError as error:

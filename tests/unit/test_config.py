@@ -104,7 +104,7 @@ def test_an_extra_replica_is_submitted_where_and_as_the_service_says():
         size=2, opportunistic=1, opportunistic_partition="scavenge", opportunistic_options=("--qos=low",),
         reservation="course", exclusive=True,
     )  # fmt: skip
-    ordinary, extra = (script(TEMPLATE, SITE, chat, opportunistic, {"n2", "n1"}) for opportunistic in (False, True))
+    ordinary, extra = (script(TEMPLATE, SITE, chat, opportunistic, {"n2"}, {"n1"}) for opportunistic in (False, True))
     assert "#SBATCH --partition=gpu\n" in ordinary
     assert "--time-min" not in ordinary
     for option in ("--reservation=course", "--exclusive", "--exclude=n1,n2"):

@@ -165,7 +165,7 @@ def test_an_extra_replica_serves_until_an_ordinary_one_does():
 
 def test_a_service_that_is_confined_to_some_nodes_excludes_the_others():
     result = planned([service(nodes="n[2-3]")], nodes=[node("n1"), node("n2"), node("n3"), node("login", partition="cpu")])
-    assert result.submit == orders(1, exclude=frozenset(["n1"]))
+    assert result.submit == orders(1, outside=frozenset(["n1"]))
 
 
 def test_jobs_of_a_service_that_is_gone_are_drained_and_ended():
@@ -199,17 +199,17 @@ def test_after_failures_the_next_try_waits():
 
 def test_the_next_try_avoids_a_node_on_which_replicas_keep_failing():
     chat = service()
-    assert planned([chat], failures=failed(2, chat, at=NOW - 30)).submit == orders(1, exclude=frozenset(["n1"]))
+    assert planned([chat], failures=failed(2, chat, at=NOW - 30)).submit == orders(1, avoid=frozenset(["n1"]))
 
 
 def test_a_service_of_one_node_is_never_kept_from_it():
     result = planned([service(nodes="n1")], failures=failed(2, service(nodes="n1"), at=NOW - 30))
-    assert result.submit == orders(1, exclude=frozenset(["n2"]))
+    assert result.submit == orders(1, outside=frozenset(["n2"]))
 
 
 def test_a_waiting_job_that_is_kept_from_a_node_without_need_is_replaced():
     chat = service()
-    waiting = job(1, chat, STARTING, slurm="PENDING", excluded="n1")
+    waiting = job(1, chat, STARTING, slurm="PENDING", record=record(chat, STARTING, avoids=("n1",)))
     assert planned([chat], [waiting], failures=failed(2, chat, at=NOW - 30)).end == ()
     mended = planned([chat], [waiting], failures=failed(2, chat, at=NOW - 400))
     assert (mended.end, mended.submit) == ((1,), orders(1))

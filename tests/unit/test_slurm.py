@@ -15,7 +15,7 @@ RECORD = '{"v":1,"s":"chat","r":"0123456789ab","n":0,"st":"ready","p":"20000","k
 
 def line(number=7, state="RUNNING", uid=6030, host="n1", comment=RECORD, restart=0, end="2026-11-22T15:46:58", preempt="N/A"):
     start = "2026-11-22T14:46:58"
-    columns = [number, state, uid, restart, host, "2026-11-22T14:46:50", start, end, preempt, "None", "", "ptolemy-chat", comment]
+    columns = [number, state, uid, restart, host, "2026-11-22T14:46:50", start, end, preempt, "None", "ptolemy-chat", comment]
     return "".join(f"{column!s:<40}|" for column in columns) + "\n"
 
 
