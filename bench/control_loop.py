@@ -89,7 +89,6 @@ def squeue(jobs: int, revisions: dict[str, str]) -> str:
             "2036-01-01T08:00:09",
             "N/A",
             "None",
-            "",
             f"ptolemy-{service}",
         ]
         lines.append("".join(f"{field!s:<40}|" for field in (*fields, encode(record))))
