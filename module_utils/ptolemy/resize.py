@@ -8,17 +8,9 @@ from typing import Any, Iterable, Mapping
 
 from .config import Service, parse
 from .errors import ConfigError
-from .rules import Rule, share, whole
+from .rules import SIZE
 
-_RULES: Mapping[str, Rule] = {
-    "min": whole(0),
-    "max": whole(0),
-    "guaranteed": whole(0),
-    "opportunistic": whole(0),
-    "target_load": share,
-    "scale_in_delay": whole(0),
-}
-SIZE_KEYS = tuple(_RULES)  # of a service: how many replicas there are, and when there are more or fewer of them
+SIZE_KEYS = tuple(SIZE)
 STOPPED: Mapping[str, Any] = {"replicas": 0}
 
 # What is asked of one service: a number of replicas, or keys of SIZE_KEYS, or `replicas`. None takes a key away: its default holds.
@@ -96,11 +88,11 @@ def _expanded(name: str, size: Any) -> dict[str, Any]:
     if not isinstance(size, Mapping):
         raise ConfigError(f"{name}: must be a number of replicas, or keys of {', '.join(SIZE_KEYS)}, not {size!r}")
     for key in size:
-        if key != "replicas" and key not in _RULES:
+        if key != "replicas" and key not in SIZE:
             hint = _meant(str(key), (*SIZE_KEYS, "replicas"))
             raise ConfigError(f"{name}.{key}: is no size{hint}; known are replicas, {', '.join(SIZE_KEYS)}; for others run site.yml")
     for key, value in size.items():
-        wrong = "" if value is None else _RULES.get(key, _RULES["min"])(value)
+        wrong = "" if value is None else SIZE.get(key, SIZE["min"])(value)
         if wrong:
             raise ConfigError(f"{name}.{key}: {wrong}")
     if "replicas" not in size:

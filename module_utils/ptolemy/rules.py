@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Mapping, Optional
 
 from .partitions import hosts, seconds
 
@@ -80,3 +80,14 @@ def time_limit(value: Any) -> str:
     if not isinstance(value, str) or not seconds(value):
         return f"must be a time in Slurm's notation, as 1-00:00:00 (days-hours:minutes:seconds), not {value!r}"
     return ""
+
+
+# What decides how many replicas a service has, and when there are more or fewer of them.
+SIZE: Mapping[str, Rule] = {
+    "min": whole(0),
+    "max": whole(0),
+    "guaranteed": whole(0),
+    "opportunistic": whole(0),
+    "target_load": share,
+    "scale_in_delay": whole(0),
+}

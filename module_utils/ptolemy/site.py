@@ -16,7 +16,7 @@ from .config import Service
 from .partitions import Partition, seconds
 from .record import NAME
 from .replica import GPUS_A_NODE, SERVERS_A_GPU
-from .rules import OWN_FLAGS, OWN_SBATCH, Rule, boolean, node_list, options, share, text, time_limit, whole
+from .rules import OWN_FLAGS, OWN_SBATCH, SIZE, Rule, boolean, node_list, options, text, time_limit, whole
 
 PLACEHOLDER = "CHANGE-ME"  # what the example inventory holds wherever only the administrator knows the value
 KEYS = ("ptolemy_api_key", "ptolemy_backend_key")
@@ -57,12 +57,7 @@ _MODEL: Mapping[str, Rule] = {
 _MODEL_OPTIONAL = frozenset({"notes"})
 _SERVICE: Mapping[str, Rule] = {
     "model": text(NAME.pattern, "a model's name"),
-    "min": whole(0),
-    "max": whole(0),
-    "guaranteed": whole(0),
-    "opportunistic": whole(0),
-    "target_load": share,
-    "scale_in_delay": whole(0),
+    **SIZE,
     "partition": _partition,
     "reservation": _some_text,
     "nodes": node_list,
