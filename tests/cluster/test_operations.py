@@ -52,7 +52,9 @@ def test_a_drained_node_is_empty_when_the_playbook_returns_and_no_request_is_los
     finally:
         _, changed = playbook("drain_node", "--extra-vars", f"node={node} state=resume")
     assert changed == 1
-    assert cluster.run("head", "sinfo", "--noheader", f"--nodes={node}", "--format=%T").split()[0] in ("idle", "mixed")
+    state = ("sinfo", "--noheader", f"--nodes={node}", "--format=%T")
+    # `*`: slurmctld has not heard from it for a moment.
+    cluster.until(lambda: cluster.run("head", *state).split()[0].rstrip("*") in ("idle", "mixed", "allocated"), "the node is in use again")
 
 
 def test_the_status_is_shown_as_lines(cluster):
