@@ -151,7 +151,9 @@ class Cluster:
         finally:
             load.enough = True
             thread.join(300)
-        assert not thread.is_alive(), "the load never ended"
+        now = time.monotonic()
+        waiting = ", ".join(f"{number} for {now - since:.0f} s" for number, since in sorted(load.pending.items()))
+        assert not thread.is_alive(), f"unanswered after 300 s: requests {waiting}; so far: {load.result}"
 
 
 def podman(*arguments: str) -> None:

@@ -1,4 +1,4 @@
-"""The command ``ptolemy``: ``status`` and ``wait`` for people, ``daemon`` for systemd, ``replica`` for the job script."""
+"""The command ``ptolemy``: ``status``, ``wait`` and ``keys`` for people, ``daemon`` for systemd, ``replica`` for the job script."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import sys
 import time
 
-from . import daemon, replica, status
+from . import daemon, keys_command, replica, status
 from .config import DEFAULT_PATH, load
 from .errors import PtolemyError
 
@@ -21,9 +21,10 @@ def main(arguments: list[str] | None = None) -> int:
     patience = commands.add_parser("wait", help="wait until every service has all its replicas ready")
     patience.add_argument("--timeout", type=float, default=900.0, metavar="SECONDS", help="give up after this time (default: 900)")
     commands.add_parser("check", help="check the services file")
+    keys_command.add_arguments(commands.add_parser("keys", help="add, list, rotate and revoke the keys of clients"))
     commands.add_parser("daemon", help="run the control loop (systemd starts it)")
     commands.add_parser("replica", help="serve one replica, its spec on standard input (the job script starts it)")
-    for command in (show, patience, commands.choices["check"], commands.choices["daemon"]):
+    for command in (show, patience, commands.choices["check"], commands.choices["daemon"], commands.choices["keys"]):
         command.add_argument("--services", default=DEFAULT_PATH, metavar="FILE", help=f"the services file (default: {DEFAULT_PATH})")
     given = parser.parse_args(arguments)
     try:
@@ -31,7 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
             return replica.main()
         if given.command == "daemon":
             return daemon.main(given.services)
-        path = load(given.services).site.status_file
+        config = load(given.services)
+        if given.command == "keys":
+            print("\n".join(keys_command.run(given, config)))
+            return 0
+        path = config.site.status_file
         if given.command == "check":
             return 0
         if given.command == "wait":

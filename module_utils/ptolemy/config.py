@@ -23,6 +23,8 @@ class Site:
         uid: the service account's numeric user id on every host.
         haproxy_socket: path of HAProxy's admin socket on the gateway.
         awake_map: path of HAProxy's map of the services that have a server.
+        states_map: path of HAProxy's map of the services' states.
+        keys_file: path of the file of the clients' keys.
         status_file: where the daemon writes what it sees, for people and monitoring; never read back by it.
         job_template: path of the job script's template on the gateway.
         job_log: the jobs' ``--output`` pattern.
@@ -41,6 +43,8 @@ class Site:
     uid: int
     haproxy_socket: str = "/run/haproxy/admin.sock"
     awake_map: str = "/etc/haproxy/ptolemy/awake.map"
+    states_map: str = "/etc/haproxy/ptolemy/states.map"
+    keys_file: str = "/etc/ptolemy/keys.map"
     status_file: str = "/run/ptolemy/status.json"
     job_template: str = "/etc/ptolemy/replica.sh"
     job_log: str = "/var/log/ptolemy/%x-%j.log"
@@ -68,6 +72,7 @@ class Service:
         min, max: the least and the most Slurm jobs that serve it. With ``min`` 0 it sleeps while nobody asks.
         opportunistic: how many of ``max`` are extra ones, on GPUs that nobody else wants at the time.
         target_load: the share of its slots that a replica is meant to have busy, above 0, at most 1.
+        batch_share: the share of its slots that batch requests may have while somebody chats, above 0, at most 1.
         scale_in_delay: seconds for which fewer replicas must have been enough before one is given up.
         partition: the Slurm partition.
         reservation: of Slurm, or empty.
@@ -99,6 +104,7 @@ class Service:
     partition: str
     opportunistic: int = 0
     target_load: float = 0.8
+    batch_share: float = 0.75
     scale_in_delay: int = 300
     reservation: str = ""
     nodes: str = ""
@@ -212,8 +218,9 @@ def _check_size(service: Service, where: str) -> None:
         raise ConfigError(f"{where}.min: {service.min} is more than max, {service.max}")
     if service.opportunistic > service.max:
         raise ConfigError(f"{where}.opportunistic: {service.opportunistic} is more than max, {service.max}")
-    if not 0 < service.target_load <= 1:
-        raise ConfigError(f"{where}.target_load: must be above 0 and at most 1, not {service.target_load:g}")
+    for key, share in (("target_load", service.target_load), ("batch_share", service.batch_share)):
+        if not 0 < share <= 1:
+            raise ConfigError(f"{where}.{key}: must be above 0 and at most 1, not {share:g}")
 
 
 def _checked(kind: type, given: Any, where: str) -> dict[str, Any]:

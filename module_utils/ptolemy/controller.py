@@ -10,6 +10,7 @@ from typing import AbstractSet, Callable, Iterable, Mapping, Sequence
 from . import backends, replicas
 from .config import Config
 from .errors import ChangeError, ConfigError
+from .gates import widths
 from .haproxy import Endpoint, Gateway, HAProxy, backend_name, server_name
 from .job import script
 from .memory import Memory
@@ -24,11 +25,13 @@ class Decision:
         replicas: the changes to the jobs.
         backends: the changes to HAProxy, in order.
         notes: sentences for the log, though nothing changes.
+        gates: how many batch requests should run at once, by service, where that changes.
     """
 
     replicas: replicas.Plan
     backends: Sequence[backends.Change]
     notes: Sequence[str] = ()
+    gates: Mapping[str, int] = field(default_factory=dict)
 
 
 def endpoints(config: Config, jobs: Iterable[Job], draining: AbstractSet[int] = frozenset()) -> list[Endpoint]:
@@ -61,7 +64,8 @@ def decide(config: Config, jobs: Sequence[Job], nodes: Mapping[str, Node], gatew
     changes = backends.plan(endpoints(config, jobs, job_plan.drain), gateway, config.site.sever_after)
     missing = sorted(name for name in config.services if backend_name(name) not in gateway.queued)
     notes = tuple(f"{name}: HAProxy has no backend {backend_name(name)}; run site.yml" for name in missing)
-    return Decision(job_plan, changes, (*job_plan.notes, *notes))
+    gates = widths(config.services, gateway, memory.slots, memory.chats, now)
+    return Decision(job_plan, changes, (*job_plan.notes, *notes), gates)
 
 
 def restore(config: Config, last_jobs: Sequence[Job], gateway: Gateway) -> Sequence[backends.Change]:
@@ -96,6 +100,12 @@ def apply_backends(changes: Sequence[backends.Change], haproxy: HAProxy, applied
     """Apply the changes of the backends planner, in their order."""
     for change in changes:
         applied.attempt(str(change), partial(_change_server, haproxy, change))
+
+
+def apply_gates(gates: Mapping[str, int], haproxy: HAProxy, applied: Applied) -> None:
+    """Set the widths of the gates."""
+    for service, width in gates.items():
+        applied.attempt(f"{service}: {width} batch requests at once", partial(haproxy.widen, service, width))
 
 
 def _change_server(haproxy: HAProxy, change: backends.Change) -> None:

@@ -10,13 +10,14 @@ import signal
 import socket
 import threading
 import time
+from functools import partial
 from typing import Any, Sequence
 
-from . import controller, status
+from . import controller, keys, status
 from .clock import SteadyClock
 from .config import Config, load
 from .errors import ConfigError, ObservationError, PtolemyError
-from .haproxy import HAProxy
+from .haproxy import Gateway, HAProxy
 from .memory import Memory
 from .record import STARTING
 from .slurm import RUNNING, Job, Slurm
@@ -43,6 +44,7 @@ class Daemon:
         self._connect()
         self._clock = SteadyClock()
         self._memory = Memory()
+        self._keys_stamp: tuple[int, ...] = ()
         self._jobs: Sequence[Job] = ()
         self._observed_at = 0.0
         self._shown: Sequence[Any] = ()
@@ -64,7 +66,7 @@ class Daemon:
     def _connect(self) -> None:
         site = self._config.site
         self._slurm = Slurm(site.uid, site.command_timeout)
-        self._haproxy = HAProxy(site.haproxy_socket, site.awake_map)
+        self._haproxy = HAProxy(site.haproxy_socket, site.awake_map, site.states_map)
 
     def tick(self) -> str:
         """One turn of the loop. Returns one sentence on what it changed, or an empty string.
@@ -79,6 +81,7 @@ class Daemon:
             gateway = self._haproxy.observe()
         except ObservationError as error:
             return self._skip([*troubles, str(error)], applied)
+        self._publish_keys(gateway, troubles)
         try:
             jobs = self._slurm.jobs(self._memory.expected(gateway))
             nodes = self._slurm.nodes()
@@ -92,9 +95,11 @@ class Daemon:
         self._memory.learn(self._config, jobs, gateway, now)
         decision = controller.decide(self._config, jobs, nodes, gateway, self._memory, now)
         controller.apply_backends(decision.backends, self._haproxy, applied)
+        controller.apply_gates(decision.gates, self._haproxy, applied)
         controller.apply_replicas(decision.replicas, self._config, self._slurm, self._memory, now, applied)
-        self._warn([*troubles, *decision.notes, *applied.failed])
         self._shown = status.describe(self._config, jobs, gateway, self._memory)
+        self._tell_states(gateway, applied)
+        self._warn([*troubles, *decision.notes, *applied.failed])
         return self._close(applied)
 
     def _reload(self, troubles: list[str]) -> None:
@@ -109,6 +114,27 @@ class Daemon:
         self._config_stamp = stamp
         self._connect()
         log.info("read %s: %s", self._path, ", ".join(self._config.services) or "no services")
+
+    def _publish_keys(self, gateway: Gateway, troubles: list[str]) -> None:
+        """Give HAProxy the keys where their file changed, or where another process answers. Whoever changes the file does so, too."""
+        path = self._config.site.keys_file
+        stamp = (gateway.pid, *_stamp(path))
+        if stamp == self._keys_stamp:
+            return
+        try:
+            changed = keys.publish(path, self._haproxy)
+        except PtolemyError as error:
+            troubles.append(str(error))
+            return
+        self._keys_stamp = stamp
+        if changed:
+            log.info("%d entries of the keys' map brought in line with %s", changed, path)
+
+    def _tell_states(self, gateway: Gateway, applied: controller.Applied) -> None:
+        for row in self._shown:
+            service, state = row["service"], row["state"]
+            if gateway.states.get(service, state) != state:
+                applied.attempt(f"{service} is {state}", partial(self._haproxy.tell, service, state))
 
     def _skip(self, reasons: Sequence[str], applied: controller.Applied) -> str:
         self._counters["skipped"] += 1

@@ -10,14 +10,15 @@ import csv
 import io
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from operator import itemgetter
 from typing import Mapping, Sequence
 
 from .errors import ChangeError, ObservationError
 
-BACKEND_PREFIX = "svc_"
+BACKEND_PREFIX, GATE_PREFIX = "svc_", "batch_"
+GATE = "gate"  # the only server of a gate's backend
 HOLD = "hold"  # the server that keeps requests while there is no other, see roles/haproxy
 _SERVER_NAME = re.compile(r"j(\d+)r(\d+)p(\d+)")
 _FORCED_MAINT, _FORCED_DRAIN = 0x01, 0x08  # srv_admin_state, management.txt, "show servers state"
@@ -27,6 +28,7 @@ _OP_RUNNING = 2  # srv_op_state
 # would love it. Its health is checked every second; one good check brings it back. Not `on-marked-down shutdown-sessions`:
 # it would cut the server's other requests instead of sending them elsewhere (48 clients: 4 to 16 errors a kill instead of none).
 _CHECK = "check inter 1s fall 2 rise 1 observe layer4 error-limit 1 on-error mark-down"
+_COMMANDS = 50  # in one message: HAProxy reads at most a buffer's worth
 _READY = "enable health {name}; set server {name} state ready"
 
 
@@ -79,6 +81,23 @@ class Server:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """The gate of a service's batch requests.
+
+    Attributes:
+        width: how many it lets through at once.
+        waiting: requests before it.
+        interactive: those that reached the service without it: how many there are now.
+        interactive_arrived: how many there ever were.
+    """
+
+    width: int
+    waiting: int
+    interactive: int
+    interactive_arrived: int
+
+
+@dataclass(frozen=True)
 class Gateway:
     """One observation of HAProxy.
 
@@ -88,6 +107,8 @@ class Gateway:
         arrived: requests that this process has ever sent to the backend, by backend.
         servers: the dynamic servers of those backends.
         awake: what `hold` was told of each backend: whether there is a server.
+        gates: of batch requests, by the backend that they lead to.
+        states: what /v1/models says of each service.
     """
 
     pid: int
@@ -95,6 +116,8 @@ class Gateway:
     arrived: Mapping[str, int]
     servers: Sequence[Server]
     awake: Mapping[str, bool]
+    gates: Mapping[str, Gate] = field(default_factory=dict)
+    states: Mapping[str, str] = field(default_factory=dict)
 
 
 def backend_name(service: str) -> str:
@@ -113,12 +136,13 @@ class HAProxy:
     Args:
         path: the socket, opened anew for each call.
         awake_map: the map that tells `hold` which backends have a server.
+        states_map: the map from which /v1/models tells the states of the services.
         timeout: seconds that one command may take.
     """
 
-    def __init__(self, path: str, awake_map: str = "", timeout: float = 5.0) -> None:
+    def __init__(self, path: str, awake_map: str = "", states_map: str = "", timeout: float = 5.0) -> None:
         self._path = path
-        self._awake_map = awake_map
+        self._awake_map, self._states_map = awake_map, states_map
         self._timeout = timeout
 
     def observe(self) -> Gateway:
@@ -128,7 +152,13 @@ class HAProxy:
             ObservationError: the socket fails, or its answer cannot be read.
         """
         try:
-            commands = ("show info", "show stat -1 6 -1", "show servers state", f"show map {self._awake_map}")
+            commands = (
+                "show info",
+                "show stat -1 6 -1",
+                "show servers state",
+                f"show map {self._awake_map}",
+                f"show map {self._states_map}",
+            )
             answers = [self._ask(command) for command in commands]
         except OSError as error:
             raise ObservationError(f"HAProxy's socket {self._path}: {error}") from error
@@ -164,6 +194,33 @@ class HAProxy:
         """Tell `hold` whether a backend has a server. Raises ChangeError as ``add``."""
         self._change(f"set map {self._awake_map} {backend} {int(awake)}")
 
+    def widen(self, service: str, width: int) -> None:
+        """Set how many batch requests of a service may run at once. Raises ChangeError as ``add``."""
+        self._change(f"set maxconn server {GATE_PREFIX}{service}/{GATE} {width}")
+
+    def tell(self, service: str, state: str) -> None:
+        """Set what /v1/models says of a service. Raises ChangeError as ``add``."""
+        self._change(f"set map {self._states_map} {service} {state}")
+
+    def keep_map(self, path: str, wanted: Mapping[str, str]) -> int:
+        """Make a map of the running process equal to ``wanted``: what is not wanted goes first. Returns how many entries changed.
+
+        Raises:
+            ObservationError: the socket fails.
+            ChangeError: as ``add``.
+        """
+        try:
+            found = map_entries(self._ask(f"show map {path}"))
+        except OSError as error:
+            raise ObservationError(f"HAProxy's socket {self._path}: {error}") from error
+        commands = [f"del map {path} {key}" for key in found if key not in wanted]
+        for key, value in wanted.items():
+            if found.get(key) != value:
+                commands.append(f"{'set' if key in found else 'add'} map {path} {key} {value}")
+        for first in range(0, len(commands), _COMMANDS):
+            self._change("; ".join(commands[first : first + _COMMANDS]))
+        return len(commands)
+
     def remove(self, backend: str, name: str) -> None:
         """Remove an idle server. Raises ChangeError as ``add``, also where it is not idle after all."""
         self._change(f"set server {backend}/{name} state maint")
@@ -186,8 +243,8 @@ class HAProxy:
             return b"".join(pieces).decode(errors="replace")
 
 
-def parse(info: str, stat: str, state: str, awake: str) -> Gateway:
-    """Read the answers to ``show info``, ``show stat`` (backends and servers), ``show servers state`` and ``show map``.
+def parse(info: str, stat: str, state: str, awake: str, states: str = "") -> Gateway:
+    """Read the answers to ``show info``, ``show stat`` (backends and servers), ``show servers state`` and ``show map`` of both maps.
 
     Raises:
         KeyError, IndexError, ValueError: an answer lacks what it must have.
@@ -195,18 +252,30 @@ def parse(info: str, stat: str, state: str, awake: str) -> Gateway:
     facts = dict(line.split(": ", 1) for line in info.splitlines() if ": " in line)
     titles, *rows = csv.reader(io.StringIO(stat.lstrip("# ")))
     pick = itemgetter(*(titles.index(title) for title in ("pxname", "svname", "type", "qcur", "scur", "slim", "stot")))
-    ours: dict[str, tuple[int, int]] = {}
-    counters: dict[tuple[str, str], tuple[int, int]] = {}
+    ours: dict[str, tuple[int, int, int]] = {}
+    counters: dict[tuple[str, str], tuple[int, int, int]] = {}
     for proxy, name, kind, waiting, busy, slots, total in (pick(row) for row in rows if row):
-        if not proxy.startswith(BACKEND_PREFIX):
+        if not proxy.startswith((BACKEND_PREFIX, GATE_PREFIX)):
             continue
         if kind == "1":
-            ours[proxy] = (int(waiting or 0), int(total or 0))
+            ours[proxy] = (int(waiting or 0), int(total or 0), int(busy or 0))
         elif kind == "2":
-            counters[proxy, name] = (int(busy or 0), int(slots or 0))
-    # What the configuration's own server `hold` has at the moment waits, too.
-    queued = {proxy: waiting + counters.get((proxy, HOLD), (0, 0))[0] for proxy, (waiting, _) in ours.items()}
-    arrived = {proxy: total for proxy, (_, total) in ours.items()}
+            counters[proxy, name] = (int(busy or 0), int(slots or 0), int(total or 0))
+    queued, arrived, gates = {}, {}, {}
+    for proxy, (waiting, total, present) in ours.items():
+        if not proxy.startswith(BACKEND_PREFIX):
+            continue
+        # What the configuration's own server `hold` has at the moment waits, too.
+        queued[proxy] = waiting + counters.get((proxy, HOLD), (0, 0, 0))[0]
+        arrived[proxy] = total
+        before = GATE_PREFIX + proxy[len(BACKEND_PREFIX) :]
+        if (before, GATE) not in counters:
+            continue
+        # A batch request is counted by both backends once it is through.
+        passing, width, passed = counters[before, GATE]
+        gates[proxy] = Gate(width, ours[before][0], max(present - passing, 0), total - passed)
+        queued[proxy] += ours[before][0]
+        arrived[proxy] += ours[before][1] - passed
 
     lines = state.strip().splitlines()
     if not lines or lines[0].strip() != "1":
@@ -218,7 +287,7 @@ def parse(info: str, stat: str, state: str, awake: str) -> Gateway:
         backend, name = server["be_name"], server["srv_name"]
         if backend not in queued or not _SERVER_NAME.fullmatch(name):
             continue  # not one of ours: the configuration's own
-        busy_now, slots_now = counters[backend, name]
+        busy_now, slots_now, _ = counters[backend, name]
         admin = int(server["srv_admin_state"])
         servers.append(
             Server(
@@ -235,7 +304,11 @@ def parse(info: str, stat: str, state: str, awake: str) -> Gateway:
             )
         )
     servers.sort(key=lambda server: (server.backend, server.name))
-    # Each line is a pointer, a key and its value; an unknown map is an error message.
-    pairs = [line.split()[1:] for line in awake.splitlines() if line.startswith("0x")]
-    told = {backend: value == "1" for backend, value in pairs if backend in ours}
-    return Gateway(int(facts["Pid"]), queued, arrived, tuple(servers), told)
+    told = {backend: value == "1" for backend, value in map_entries(awake).items() if backend in queued}
+    return Gateway(int(facts["Pid"]), queued, arrived, tuple(servers), told, gates, map_entries(states))
+
+
+def map_entries(text: str) -> dict[str, str]:
+    """Read the answer to ``show map``: each line is a pointer, a key and its value. An unknown map is an error message, and has none."""
+    lines = (line.split(" ", 2) for line in text.splitlines() if line.startswith("0x"))
+    return {key: value for _, key, value in lines}

@@ -10,6 +10,7 @@ from typing import AbstractSet, Iterable, Sequence
 
 from .config import Config, Service
 from .failures import Failure, remember
+from .gates import Chat, listen
 from .haproxy import Gateway, backend_name
 from .load import History, Load
 from .scaling import target
@@ -24,6 +25,8 @@ class Memory:
         targets: how many replicas each service should have.
         failures: of the last hour.
         asked: when jobs were asked to end, by id; Unix time.
+        chats: when each service was last asked by a person.
+        slots: of the servers that are up, by backend.
     """
 
     def __init__(self) -> None:
@@ -31,6 +34,8 @@ class Memory:
         self.targets: dict[str, int] = {}
         self.failures: Sequence[Failure] = ()
         self.asked: dict[int, float] = {}
+        self.chats: dict[str, Chat] = {}
+        self.slots: dict[str, int] = {}
         self._alive: frozenset[int] = frozenset()
 
     def expected(self, gateway: Gateway) -> AbstractSet[int]:
@@ -59,6 +64,10 @@ class Memory:
             if backend in gateway.queued:
                 load = Load(now, busy.get(backend, 0), gateway.queued[backend], gateway.arrived[backend], slots.get(backend, 0))
                 history.add(load)
+            if backend in gateway.gates:
+                gate = gateway.gates[backend]
+                self.chats[name] = listen(self.chats.get(name, Chat()), gate.interactive_arrived, gate.interactive, now)
+        self.slots = slots
         self.targets = {
             name: target(service, self.loads[name], self.targets.get(name, _present(service, jobs)))
             for name, service in config.services.items()

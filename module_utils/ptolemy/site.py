@@ -16,7 +16,7 @@ from .config import Service
 from .partitions import Partition, seconds
 from .record import NAME
 from .replica import GPUS_A_NODE, SERVERS_A_GPU
-from .rules import OWN_FLAGS, OWN_SBATCH, SIZE, Rule, boolean, node_list, options, text, time_limit, whole
+from .rules import OWN_FLAGS, OWN_SBATCH, SIZE, Rule, boolean, node_list, options, share, text, time_limit, whole
 
 PLACEHOLDER = "CHANGE-ME"  # what the example inventory holds wherever only the administrator knows the value
 KEYS = ("ptolemy_api_key", "ptolemy_backend_key")
@@ -58,6 +58,7 @@ _MODEL_OPTIONAL = frozenset({"notes"})
 _SERVICE: Mapping[str, Rule] = {
     "model": text(NAME.pattern, "a model's name"),
     **SIZE,
+    "batch_share": share,
     "partition": _partition,
     "reservation": _some_text,
     "nodes": node_list,
@@ -79,7 +80,7 @@ _SERVICE: Mapping[str, Rule] = {
     "drain_before_end": whole(0, 65535),  # the most that sbatch's --signal takes
 }
 _SERVICE_OPTIONAL = frozenset(
-    "max guaranteed opportunistic target_load scale_in_delay reservation nodes exclusive opportunistic_partition"
+    "max guaranteed opportunistic target_load batch_share scale_in_delay reservation nodes exclusive opportunistic_partition"
     " opportunistic_options opportunistic_time_min flags sbatch_options start_timeout stop_grace drain_before_end".split()
 )
 _SITE: Mapping[str, Rule] = {

@@ -24,6 +24,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from ptolemy import keys
 from ptolemy.errors import ChangeError
 from ptolemy.haproxy import Endpoint, HAProxy
 
@@ -59,7 +60,7 @@ class Gateway:
         self.log_socket.bind(("127.0.0.1", 0))
         self.log_socket.setblocking(False)
         self.admin_socket = directory / "admin.sock"
-        self.ptolemyd = HAProxy(str(self.admin_socket), str(directory / "ptolemy" / "awake.map"))
+        self.ptolemyd = HAProxy(str(self.admin_socket), str(directory / "ptolemy" / "awake.map"), str(directory / "ptolemy" / "states.map"))
         self.process: subprocess.Popen[bytes] | None = None
         self.next_id = 1000
         self.scheme = "https" if settings.get("haproxy_tls_certificate") else "http"
@@ -67,6 +68,8 @@ class Gateway:
             "haproxy_config_dir": str(directory),
             "haproxy_admin_socket": str(self.admin_socket),
             "haproxy_hold_address": f"abns@ptolemy-test-{os.getpid()}-{name}",
+            "haproxy_gate_address": f"abns@ptolemy-gate-{os.getpid()}-{name}",
+            "haproxy_keys_file": str(directory / "keys.map"),
             "haproxy_port": self.port,
             "haproxy_stats_bind": f"127.0.0.1:{self.stats_port}",
             "haproxy_log_target": f"127.0.0.1:{self.log_socket.getsockname()[1]}",
@@ -105,7 +108,7 @@ class Gateway:
         self.wait_for_worker(other_than=before)
 
     def wait_for_worker(self, other_than: str) -> None:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError):
                 if self.worker() not in ("", other_than):
@@ -133,6 +136,19 @@ class Gateway:
         self.next_id += 1
         self.ptolemyd.add(Endpoint(f"svc_{service}", name, "127.0.0.1", port, slots), self.next_id)
         self.ptolemyd.wake(f"svc_{service}", True)
+
+    @contextlib.contextmanager
+    def key(self, secret: str = "sk-other-0123456789abcdef", **fields: Any) -> Iterator[str]:
+        """One more key for a while, made as `ptolemy keys` does."""
+        key = keys.Key(**{"name": "other", "user": "other", "sha256": keys.fingerprint(secret), **fields})
+        path = str(self.directory / "keys.map")
+        keys.change(path, lambda present: keys.added(present, key))
+        keys.publish(path, self.ptolemyd)
+        try:
+            yield secret
+        finally:
+            keys.change(path, lambda present: keys.revoked(present, key.name))
+            keys.publish(path, self.ptolemyd)
 
     def remove(self, service: str, name: str) -> None:
         deadline = time.monotonic() + 5
@@ -315,7 +331,8 @@ def render(base: Path) -> dict[str, Gateway]:
     }
     group = grp.getgrgid(os.getgid()).gr_name
     variables: dict[str, Any] = {
-        "ptolemy_services": {name: {} for name in SERVICES},
+        "ptolemy_services": {name: {"context": 4096} for name in SERVICES},
+        "ptolemy_aliases": {"default": "demo", "gpt-4o-mini": "demo"},
         "ptolemy_api_key": API_KEY,
         "ptolemy_backend_key": BACKEND_KEY,
         "ptolemy_user": group,
@@ -331,6 +348,8 @@ def render(base: Path) -> dict[str, Gateway]:
     command = [Path(sys.executable).with_name("ansible-playbook"), "-i", "localhost,", "-c", "local", "-e", f"@{base}/vars.json"]
     environment = {
         "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
+        "ANSIBLE_LIBRARY": str(ROOT / "library"),
+        "ANSIBLE_MODULE_UTILS": str(ROOT / "module_utils"),
         "ANSIBLE_PIPELINING": "true",
         "ANSIBLE_LOCAL_TEMP": str(base),
         "ANSIBLE_REMOTE_TEMP": str(base),

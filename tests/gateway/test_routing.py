@@ -112,7 +112,7 @@ def test_model_beyond_the_buffer_is_413_and_says_what_to_do(ask: Any, chunked: b
     assert answer.startswith(b"HTTP/1.1 413 ")
     error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
     assert error["code"] == "request_too_large"
-    assert "put model first, or use /m/<service>/v1" in error["message"]
+    assert "put model first, send the header X-Ptolemy-Service, or use /m/<service>/v1" in error["message"]
 
 
 @pytest.mark.parametrize(("path", "first"), [(CHAT, True), ("/m/demo/v1/chat/completions", False)])
@@ -184,21 +184,22 @@ def test_the_log_says_who_what_and_where_but_no_secret(gateway: Any, stub: Any, 
         async with stub() as demo, client(gateway) as user:
             gateway.add("demo", "j1r0p20000", demo.port)
             await user.chat()
-            await until(lambda: logged.extend(line for line in gateway.log_lines() if CHAT in line) or logged, "a line in the log")
+            await until(lambda: logged.extend(line for line in gateway.log_lines() if '"request"' in line) or logged, "a line in the log")
 
     logged: list[str] = []
     asyncio.run(scenario())
     (line,) = logged
-    assert "svc_demo/j1r0p20000" in line and "user=default" in line and 'model="demo"' in line
+    told = json.loads(line[line.index("{") :])
+    expected = {"server": "svc_demo/j1r0p20000", "user": "default", "tier": "interactive", "model": "demo", "service": "demo", "path": CHAT}
+    assert expected.items() <= told.items() and told["status"] == 200 and told["request"]
     assert "Bearer" not in line and "sk-client" not in line and "bk-server" not in line and '"hi"' not in line
 
 
 def test_the_gateway_stores_only_hashes_of_keys(gateway: Any) -> None:
-    written = {path.name: path.read_text() for path in (gateway.directory / "ptolemy").iterdir()} | {
-        "haproxy.cfg": (gateway.directory / "haproxy.cfg").read_text()
-    }
-    assert hashlib.sha256(b"sk-client-0123456789abcdef").hexdigest() + " default" in written["keys.map"]
+    files = [*(gateway.directory / "ptolemy").iterdir(), gateway.directory / "haproxy.cfg", gateway.directory / "keys.map"]
+    written = {path.name: path.read_text() for path in files}
+    assert hashlib.sha256(b"sk-client-0123456789abcdef").hexdigest() + " default:" in written["keys.map"]
     assert not [name for name, text in written.items() if "sk-client" in text]
     assert [name for name, text in written.items() if "bk-server" in text] == ["backend-key.map"]
     assert (gateway.directory / "ptolemy/backend-key.map").stat().st_mode & 0o777 == 0o600
-    assert (gateway.directory / "ptolemy/keys.map").stat().st_mode & 0o777 == 0o640
+    assert (gateway.directory / "keys.map").stat().st_mode & 0o777 == 0o640

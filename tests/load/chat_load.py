@@ -93,6 +93,7 @@ class Load:
     result: Result = field(default_factory=Result)
     sent: int = 0
     enough: bool = False
+    pending: dict[int, float] = field(default_factory=dict)  # when each unanswered request was sent, by number
 
     async def run(self) -> Result:
         began = time.monotonic()
@@ -108,6 +109,7 @@ class Load:
                 if self.enough:
                     return
                 self.sent += 1
+                self.pending[number] = time.monotonic()
                 try:
                     await (self._streamed if number % 2 else self._whole)(session, number)
                     self.result.answered += 1
@@ -116,6 +118,8 @@ class Load:
                 except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
                     self.result.errors[f"{type(error).__name__}: {error}"[:200]] += 1
                     await asyncio.sleep(PAUSE)
+                finally:
+                    del self.pending[number]
 
     def _body(self, number: int, **more: object) -> dict[str, object]:
         messages = [{"role": "user", "content": f"Categorise entry {number}: office paper, 500 sheets"}]

@@ -1,0 +1,123 @@
+"""Who goes first: interactive requests before batch ones, and no user before all others; and what people are told about it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from conftest import until
+
+CHAT = "/v1/chat/completions"
+DEMO = {"model": "demo", "messages": []}
+
+
+def test_batch_requests_leave_slots_and_are_overtaken(gateway: Any, stub: Any, client: Any) -> None:
+    async def scenario() -> None:
+        async with stub(delay=0.3) as demo, client(gateway) as user:
+            gateway.add("demo", "a", demo.port, slots=4)
+            gateway.ptolemyd.widen("demo", 3)
+            with gateway.key(tier="batch") as key:
+                batch = [asyncio.create_task(user.send(CHAT, DEMO, key=key)) for _ in range(40)]
+                await until(lambda: gateway.queued("demo") >= 30, "the batch waits")
+                assert demo.running == 3, "the gate leaves a slot"
+                for _ in range(3):
+                    assert (await user.chat()).status == 200
+                assert sum(task.done() for task in batch) < 30, "those who chat did not wait for the batch"
+                assert [(await task).status for task in batch] == [200] * 40
+
+    asyncio.run(scenario())
+
+
+def test_the_batch_does_not_starve_beside_people_who_take_every_slot(gateway: Any, stub: Any, client: Any) -> None:
+    async def scenario() -> None:
+        async with stub(delay=0.1) as demo, client(gateway) as user:
+            gateway.add("demo", "a", demo.port, slots=2)
+            done = asyncio.Event()
+
+            async def chat() -> None:
+                while not done.is_set():
+                    assert (await user.chat()).status == 200
+
+            people = [asyncio.create_task(chat()) for _ in range(12)]
+            with gateway.key(tier="batch") as key:
+                answers = [await asyncio.wait_for(user.send(CHAT, DEMO, key=key), 20) for _ in range(2)]
+            done.set()
+            await asyncio.gather(*people)
+            assert [answer.status for answer in answers] == [200, 200]
+
+    asyncio.run(scenario())
+
+
+def test_a_user_with_many_requests_does_not_keep_out_one_with_few(gateway: Any, stub: Any, client: Any) -> None:
+    async def scenario() -> None:
+        async with stub(delay=0.1) as demo, client(gateway) as user:
+            gateway.add("demo", "a", demo.port, slots=4)
+            greedy = [asyncio.create_task(user.chat()) for _ in range(200)]
+            await until(lambda: gateway.queued("demo") >= 150, "one user's requests wait")
+            with gateway.key() as key:
+                assert (await user.send(CHAT, DEMO, key=key)).status == 200
+            assert sum(task.done() for task in greedy) < 120, "it did not wait for all that came before"
+            assert {(await task).status for task in greedy} == {200}
+
+    asyncio.run(scenario())
+
+
+def test_a_better_tier_may_ask_for_the_other_one(gateway: Any, stub: Any, client: Any) -> None:
+    async def scenario() -> Any:
+        async with stub() as demo, client(gateway) as user:
+            gateway.add("demo", "a", demo.port)
+            await user.send(CHAT, DEMO, headers={"X-Ptolemy-Tier": "batch"})
+            return gateway.ptolemyd.observe().gates["svc_demo"]
+
+    gate = asyncio.run(scenario())
+    assert (gate.interactive_arrived, gate.waiting) == (0, 0)
+
+
+def test_the_counts_of_both_tiers_add_up(gateway: Any, stub: Any, client: Any) -> None:
+    async def scenario() -> None:
+        async with stub(delay=0.5) as demo, client(gateway) as user:
+            gateway.add("demo", "a", demo.port, slots=2)
+            gateway.ptolemyd.widen("demo", 1)
+            with gateway.key(tier="batch") as key:
+                tasks = [asyncio.create_task(user.send(CHAT, DEMO, key=key)) for _ in range(5)]
+                tasks += [asyncio.create_task(user.chat()) for _ in range(3)]
+                await until(lambda: demo.running == 2, "both slots are busy")
+                seen = gateway.ptolemyd.observe()
+                await asyncio.gather(*tasks)
+            assert (seen.arrived["svc_demo"], seen.queued["svc_demo"]) == (8, 6)
+            assert (seen.gates["svc_demo"].interactive_arrived, seen.gates["svc_demo"].interactive) == (3, 3)
+
+    asyncio.run(scenario())
+
+
+def test_an_answer_says_where_it_came_from_and_how_long_it_waited(gateway: Any, stub: Any, client: Any) -> None:
+    async def scenario() -> None:
+        async with stub(delay=0.4) as demo, client(gateway) as user:
+            gateway.add("demo", "j77r0p20000", demo.port, slots=1)
+            for headers in ({}, {"X-Ptolemy-Tier": "batch"}):
+                first = asyncio.create_task(user.send(CHAT, DEMO, headers=headers))
+                await until(lambda: demo.running == 1, "the slot is busy")
+                second = await user.send(CHAT, DEMO, headers=headers)
+                told = {name.lower(): value for name, value in second.headers.items()}
+                assert (await first).status == 200
+                assert told["x-ptolemy-service"] == "demo"
+                assert len(told["x-ptolemy-replica"]) == 12 and told["x-ptolemy-replica"] != "77"
+                assert 100 <= int(told["x-ptolemy-queue-ms"]) < 2000
+                assert len(told["x-request-id"]) == 36
+            sent = {name.lower(): value for name, value in demo.requests[-1]["headers"].items()}
+            assert told["x-request-id"] == sent["x-request-id"]
+
+    asyncio.run(scenario())
+
+
+def test_the_models_say_their_state_without_a_reload(gateway: Any, client: Any) -> None:
+    async def scenario() -> list[Any]:
+        async with client(gateway) as user:
+            gateway.ptolemyd.tell("demo", "asleep")
+            models = (await user.send("/v1/models")).json["data"]
+            gateway.ptolemyd.tell("demo", "ready")
+            return [models, (await user.send("/v1/models/demo")).json]
+
+    (demo, other), later = asyncio.run(scenario())
+    assert (demo["status"], demo["context_length"], other["status"]) == ("asleep", 4096, "starting")
+    assert later["status"] == "ready"
