@@ -87,12 +87,14 @@ class Gate:
     Attributes:
         width: how many it lets through at once.
         waiting: requests before it.
+        arrived: how many there ever were.
         interactive: those that reached the service without it: how many there are now.
         interactive_arrived: how many there ever were.
     """
 
     width: int
     waiting: int
+    arrived: int
     interactive: int
     interactive_arrived: int
 
@@ -273,7 +275,7 @@ def parse(info: str, stat: str, state: str, awake: str, states: str = "") -> Gat
             continue
         # A batch request is counted by both backends once it is through.
         passing, width, passed = counters[before, GATE]
-        gates[proxy] = Gate(width, ours[before][0], max(present - passing, 0), total - passed)
+        gates[proxy] = Gate(width, *ours[before][:2], max(present - passing, 0), total - passed)
         queued[proxy] += ours[before][0]
         arrived[proxy] += ours[before][1] - passed
 

@@ -41,6 +41,28 @@ class Load:
     slots: int = 0
 
 
+class Queue:
+    """How long the head of a queue has waited: see above. Priorities and clients that leave make it an estimate."""
+
+    def __init__(self) -> None:
+        self._arrivals: Deque[tuple[float, int]] = deque()
+        self.waiting = 0
+        self.oldest_wait = 0.0
+
+    def look(self, at: float, arrived: int, waiting: int) -> float:
+        """Take note of a look; ``arrived`` counts all that ever came. Returns the seconds that the oldest one has waited, 0 for none."""
+        arrivals = self._arrivals
+        if arrivals and arrived < arrivals[-1][1]:
+            arrivals.clear()  # another HAProxy process counts from 0
+        arrivals.append((at, arrived))
+        # The look before the head arrived stays, so that the wait is known from then on.
+        while len(arrivals) > 1 and (not waiting or arrivals[1][1] <= arrived - waiting):
+            arrivals.popleft()
+        self.waiting = waiting
+        self.oldest_wait = at - arrivals[0][0] if waiting else 0.0
+        return self.oldest_wait
+
+
 class History:
     """The loads of one service in the recent past.
 
@@ -50,12 +72,11 @@ class History:
 
     def __init__(self, span: float) -> None:
         self.span = span
-        self._arrivals: Deque[tuple[float, int]] = deque()
+        self._queue = Queue()
         self._peaks: Deque[tuple[float, float]] = deque()  # falling: the first is the highest of the span
         self._since = math.inf
         self._last = Load(-math.inf, 0, 0, 0)
         self._smoothed = 0.0
-        self._oldest_wait = 0.0
         self._idle = True
         self._busy = self._arrivals_a_second = 0.0  # smoothed more
         self._full_seconds = self._full_answers = 0.0  # how long the servers were full lately, and what a slot answered in that time
@@ -69,7 +90,7 @@ class History:
     @property
     def oldest_wait(self) -> float:
         """Seconds that the request at the head of the queue has waited; 0 where none waits."""
-        return self._oldest_wait
+        return self._queue.oldest_wait
 
     @property
     def demand(self) -> float:
@@ -99,9 +120,7 @@ class History:
         elapsed = load.at - self._last.at
         if elapsed <= 0:
             return
-        if load.arrived < self._last.arrived:
-            self._arrivals.clear()  # another HAProxy process counts from 0
-        elif not math.isinf(elapsed):
+        if load.arrived >= self._last.arrived and not math.isinf(elapsed):
             self._measure_rates(load, elapsed)
         # A request that came and was answered between two looks is demand, too.
         asked = load.arrived != self._last.arrived and not math.isinf(elapsed)
@@ -109,8 +128,8 @@ class History:
         self._idle = not (asked or load.busy or load.waiting)
         self._since = min(self._since, load.at)
         self._last = load
-        self._oldest_wait = self._measure_wait(load)
-        demand = max(load.busy + load.waiting * min(self._oldest_wait / PATIENCE, 1.0), float(asked))
+        oldest_wait = self._queue.look(load.at, load.arrived, load.waiting)
+        demand = max(load.busy + load.waiting * min(oldest_wait / PATIENCE, 1.0), float(asked))
         self._smoothed += (demand - self._smoothed) * (1.0 if math.isinf(elapsed) else 1.0 - math.exp(-elapsed / SMOOTHING))
         highest = max(self._smoothed, self.packed)
         while self._peaks and self._peaks[-1][1] <= highest:
@@ -131,18 +150,6 @@ class History:
             self._full_at = load.at
         elif load.at - self._full_at > FORGET:
             self._full_answers = self._full_seconds = 0.0
-
-    def _measure_wait(self, load: Load) -> float:
-        self._arrivals.append((load.at, load.arrived))
-        if not load.waiting:
-            while len(self._arrivals) > 1:
-                self._arrivals.popleft()
-            return 0.0
-        head = load.arrived - load.waiting
-        # The look before the head arrived stays, so that the wait is known from then on.
-        while len(self._arrivals) > 1 and self._arrivals[1][1] <= head:
-            self._arrivals.popleft()
-        return load.at - self._arrivals[0][0]
 
 
 def replicas_for(demand: float, capacity: float) -> int:

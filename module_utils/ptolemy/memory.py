@@ -12,7 +12,8 @@ from .config import Config, Service
 from .failures import Failure, remember
 from .gates import Chat, listen
 from .haproxy import Gateway, backend_name
-from .load import History, Load
+from .keys import BATCH, INTERACTIVE, TIERS
+from .load import History, Load, Queue
 from .scaling import target
 from .slurm import Job
 
@@ -27,6 +28,7 @@ class Memory:
         asked: when jobs were asked to end, by id; Unix time.
         chats: when each service was last asked by a person.
         slots: of the servers that are up, by backend.
+        queues: of each service, by tier; batch requests that are through the gate wait among the interactive ones.
     """
 
     def __init__(self) -> None:
@@ -36,6 +38,7 @@ class Memory:
         self.asked: dict[int, float] = {}
         self.chats: dict[str, Chat] = {}
         self.slots: dict[str, int] = {}
+        self.queues: dict[str, dict[str, Queue]] = {}
         self._alive: frozenset[int] = frozenset()
 
     def expected(self, gateway: Gateway) -> AbstractSet[int]:
@@ -66,6 +69,10 @@ class Memory:
                 history.add(load)
             if backend in gateway.gates:
                 gate = gateway.gates[backend]
+                queues = self.queues.setdefault(name, {tier: Queue() for tier in TIERS})
+                queues[BATCH].look(now, gate.arrived, gate.waiting)
+                # Of what arrived, those before the gate have not come to this queue yet, nor have those that left it there.
+                queues[INTERACTIVE].look(now, gateway.arrived[backend] - gate.waiting, gateway.queued[backend] - gate.waiting)
                 self.chats[name] = listen(self.chats.get(name, Chat()), gate.interactive_arrived, gate.interactive, now)
         self.slots = slots
         self.targets = {

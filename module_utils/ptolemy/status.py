@@ -25,12 +25,19 @@ def describe(config: Config, jobs: Sequence[Job], gateway: Gateway, memory: Memo
     for server in gateway.servers:
         servers.setdefault(server.backend, []).append(server)
     return [
-        _describe_service(service, alive.get(name, []), servers.get(backend_name(name), []), memory)
+        _describe_service(service, alive.get(name, []), servers.get(backend_name(name), []), memory, _width(gateway, backend_name(name)))
         for name, service in config.services.items()
     ]
 
 
-def _describe_service(service: Service, alive: Sequence[Job], servers: Sequence[Server], memory: Memory) -> Mapping[str, Any]:
+def _width(gateway: Gateway, backend: str) -> int:
+    gate = gateway.gates.get(backend)
+    return gate.width if gate else 0
+
+
+def _describe_service(
+    service: Service, alive: Sequence[Job], servers: Sequence[Server], memory: Memory, batch_at_once: int
+) -> Mapping[str, Any]:
     serving = {server.job_id for server in servers if server.up and server.admin == "ready"}
     ready = sum(job.ready and job.id in serving and job.record is not None and job.record.revision == service.revision for job in alive)
     load, wanted = memory.loads.get(service.name), memory.targets.get(service.name, service.min)
@@ -46,6 +53,10 @@ def _describe_service(service: Service, alive: Sequence[Job], servers: Sequence[
         "replicas_ready": ready,
         "queued": load.last.waiting if load else 0,
         "oldest_wait": load.oldest_wait if load else 0.0,
+        "tiers": {
+            tier: {"queued": queue.waiting, "oldest_wait": queue.oldest_wait} for tier, queue in memory.queues.get(service.name, {}).items()
+        },
+        "batch_at_once": batch_at_once,
         "demand": load.demand if load else 0.0,
         "in_flight": sum(server.in_flight for server in servers),
         "replicas": [
@@ -111,7 +122,11 @@ def render(status: Mapping[str, Any], now: float) -> Iterator[str]:
             yield f"note: {trouble}"
     for service in status["services"]:
         bounds = f" ({service['min']} to {service['max']})" if service["min"] < service["max"] else ""
-        waits = f", the oldest for {service['oldest_wait']:.0f} s" if service["queued"] else ""
+        waits = "".join(
+            f", {row['queued']} {tier}, the oldest for {row['oldest_wait']:.0f} s"
+            for tier, row in service["tiers"].items()
+            if row["queued"]
+        )
         yield (
             f"{service['service']}: {service['state']}, "
             f"{service['replicas_ready']} of {service['replicas_wanted']} replicas ready{bounds}, "

@@ -267,7 +267,9 @@ class Client:
 
     async def chat(self, model: str = "demo", **extra: Any) -> Answer:
         # In the OpenAI SDK's order: the model comes after the messages.
-        return await self.send("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "model": model, **extra})
+        headers = extra.pop("headers", {})
+        body = {"messages": [{"role": "user", "content": "hi"}], "model": model, **extra}
+        return await self.send("/v1/chat/completions", body, headers=headers)
 
 
 @dataclass

@@ -137,8 +137,30 @@ def test_a_client_that_leaves_frees_its_place(gateway: Any, client: Any) -> None
     asyncio.run(scenario())
 
 
+def test_a_request_too_large_to_be_sent_again_is_refused_and_not_kept(gateway: Any, client: Any) -> None:
+    async def scenario() -> Any:
+        async with client(gateway) as user:
+            return await user.send("/m/demo/v1/completions", {"prompt": "x" * 400_000})
+
+    answer = asyncio.run(scenario())
+    assert (answer.status, answer.error["type"]) == (503, "server_error")
+    assert answer.headers["Retry-After"]
+
+
+def test_batch_requests_wait_for_a_first_server_too(gateway: Any, stub: Any, client: Any) -> None:
+    async def scenario() -> list[int]:
+        async with stub() as demo, client(gateway) as user:
+            requests = [user.chat(headers={"X-Ptolemy-Tier": "batch"}) for _ in range(100)]
+            waiting = asyncio.gather(*requests)
+            await until_queued(gateway, 100)
+            gateway.add("demo", "a", demo.port, slots=8)
+            return [answer.status for answer in await waiting]
+
+    assert asyncio.run(scenario()) == [200] * 100
+
+
 def test_a_client_cannot_forge_what_hold_reads(gateway: Any, stub: Any, client: Any) -> None:
-    forged = {"X-Ptolemy-Backend": "svc_demo-b.v1", "X-Ptolemy-Deadline": "1", "X-Ptolemy-Turn": "1"}
+    forged = {"X-Ptolemy-Deadline": "1", "X-Ptolemy-Turn": "1"}
 
     async def scenario() -> int:
         async with stub() as demo, stub() as other, client(gateway) as user:

@@ -11,7 +11,7 @@ from values import service
 
 def wanted(slots, chat, width=99, share=0.75, now=1000.0):
     demo = service("demo", batch_share=share)
-    gateway = Gateway(1, {}, {}, (), {}, {"svc_demo": Gate(width, 0, 0, 0)})
+    gateway = Gateway(1, {}, {}, (), {}, {"svc_demo": Gate(width, 0, 0, 0, 0)})
     return widths({"demo": demo}, gateway, {"svc_demo": slots}, {"demo": chat}, now).get("demo")
 
 

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from ptolemy.errors import ChangeError, ObservationError
-from ptolemy.haproxy import HAProxy, parse
+from ptolemy.haproxy import Gate, HAProxy, parse
 from values import endpoint
 
 INFO = "Name: HAProxy\nPid: 42\nUptime_sec: 7\n"
@@ -43,6 +43,21 @@ def test_an_observation_holds_our_servers_and_the_queue():
     assert seen.servers[0].job_id == 7
     assert seen.awake == {"svc_chat": True}
     assert parse(INFO, STAT, STATE, "Unknown map identifier.\n").awake == {}
+
+
+def test_a_batch_request_that_is_through_the_gate_counts_once():
+    # 9 came, 4 without the gate; 3 wait before it; of the 2 that are through, one runs and one waits.
+    stat = (
+        "# pxname,svname,qcur,scur,slim,stot,status,type,\n"
+        "batch_chat,gate,0,2,6,2,no check,2,\n"
+        "batch_chat,BACKEND,3,5,900,5,UP,1,\n"
+        "svc_chat,j7r0p20000,0,3,8,9,UP,2,\n"
+        "svc_chat,BACKEND,1,4,900,6,UP,1,\n"
+    )
+    seen = parse(INFO, stat, STATE.splitlines()[0] + "\n" + STATE.splitlines()[1], "", "0x1 chat ready\n")
+    assert (dict(seen.queued), dict(seen.arrived)) == ({"svc_chat": 4}, {"svc_chat": 9})
+    assert dict(seen.gates) == {"svc_chat": Gate(width=6, waiting=3, arrived=5, interactive=2, interactive_arrived=4)}
+    assert seen.states == {"chat": "ready"}
 
 
 @pytest.fixture
