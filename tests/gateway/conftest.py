@@ -104,11 +104,15 @@ class Gateway:
     def reload(self) -> None:
         assert self.process
         before = self.worker()
-        self.process.send_signal(signal.SIGUSR2)
-        self.wait_for_worker(other_than=before)
+        for _ in range(10):
+            # A master that has only just started its worker may miss the signal.
+            self.process.send_signal(signal.SIGUSR2)
+            with contextlib.suppress(AssertionError):
+                return self.wait_for_worker(other_than=before, seconds=3)
+        return self.wait_for_worker(other_than=before)
 
-    def wait_for_worker(self, other_than: str) -> None:
-        deadline = time.monotonic() + 20
+    def wait_for_worker(self, other_than: str, seconds: float = 20) -> None:
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError):
                 if self.worker() not in ("", other_than):

@@ -78,20 +78,26 @@ def test_a_key_is_kept_to_its_services(gateway: Any, exchange: Any) -> None:
     exchange(steps)
 
 
-def test_a_user_has_no_more_at_once_than_allowed(gateway: Any, exchange: Any) -> None:
-    async def steps(user: Any, demo: Any) -> None:
-        with gateway.key(concurrent=3) as key:
-            running = [asyncio.create_task(user.send(CHAT, DEMO, key=key)) for _ in range(3)]
-            await until(lambda: demo.running == 3, "three run")
-            over = await user.send(CHAT, DEMO, key=key)
-            other = asyncio.create_task(user.send(CHAT, DEMO, key=API_KEY))
-            await until(lambda: demo.running == 4, "somebody else's runs")
-            assert (over.status, over.error["code"]) == (429, "too_many_concurrent_requests")
-            assert over.headers["Retry-After"] and " 3 " in over.error["message"]
-            assert [(await task).status for task in (*running, other)] == [200] * 4
-            assert (await user.send(CHAT, DEMO, key=key)).status == 200
+def test_a_user_has_no_more_at_once_than_allowed(gateway: Any, stub: Any, client: Any) -> None:
+    body = {**DEMO, "stream": True}
 
-    exchange(steps, delay=1.0)
+    async def scenario() -> None:
+        opened = asyncio.Event()
+        async with stub(gate=opened) as demo, client(gateway) as user:
+            gateway.add("demo", "a", demo.port, slots=64)
+            with gateway.key(concurrent=3) as key:
+                running = [asyncio.create_task(user.send(CHAT, body, key=key)) for _ in range(3)]
+                await until(lambda: demo.running == 3, "three run")
+                over = await user.send(CHAT, body, key=key)
+                running.append(asyncio.create_task(user.send(CHAT, body, key=API_KEY)))
+                await until(lambda: demo.running == 4, "somebody else's runs")
+                opened.set()
+                assert [(await task).status for task in running] == [200] * 4
+                assert (over.status, over.error["code"]) == (429, "too_many_concurrent_requests")
+                assert over.headers["Retry-After"] and " 3 " in over.error["message"]
+                assert (await user.send(CHAT, DEMO, key=key)).status == 200
+
+    asyncio.run(scenario())
 
 
 def test_a_user_sends_no_more_a_minute_than_allowed_and_refused_ones_do_not_count(gateway: Any, exchange: Any) -> None:
