@@ -174,9 +174,22 @@ def containers_up(settings: Settings, image: str, port: int | None) -> dict[str,
             say(f"{name}  {known[host]}  running")
         if found is not None and found["ImageName"] != image:
             say(f"{name} was made from {found['ImageName']}, the recipe is now {image}: `make lab-down` renews it")
+    _pin_bridge_address(settings)
     for host in HOSTS:
         _wait_for_systemd(container(settings, host))
     return known
+
+
+def _pin_bridge_address(settings: Settings) -> None:
+    """Let the bridge keep its hardware address when a host ends.
+
+    By itself a bridge has the lowest address of its ports: if the host with that one is killed, the others send to the old address until
+    their ARP entries expire, and answers to this machine are lost for so long.
+    """
+    (network,) = json.loads(capture(["podman", "network", "inspect", settings.prefix]))
+    bridge = network["network_interface"]
+    address = Path(f"/sys/class/net/{bridge}/address").read_text(encoding="ascii").strip()
+    capture(["ip", "link", "set", "dev", bridge, "address", address])
 
 
 def _wait_for_systemd(name: str, timeout: float = 60) -> None:
