@@ -96,6 +96,8 @@ keys:
   elements: str
 """
 
+import os
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.ptolemy import keys
 from ansible.module_utils.ptolemy.errors import ConfigError, PtolemyError
@@ -155,7 +157,8 @@ def main() -> None:
     path, socket = module.params["path"], module.params["haproxy_socket"]
     try:
         declared = wanted(module.params)
-        before = keys.load(path)
+        # In check mode the task before may not have made the file.
+        before = [] if module.check_mode and not os.path.exists(path) else keys.load(path)
         if module.check_mode:
             after = keys.declared(before, declared)
         else:

@@ -200,16 +200,16 @@ def unix_time(day: str, where: str) -> int:
 
 
 def load(path: str) -> list[Key]:
-    """The keys of a file; none where there is no file.
+    """The keys of a file.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: it cannot be read, or is not there: that is no reason to take everybody's key away.
     """
     try:
         with open(path, encoding="ascii") as file:
             return parse(file.read(), path)
-    except FileNotFoundError:
-        return []
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: there is no such file; run site.yml, which makes it") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}; run this as root on the gateway") from error
 
@@ -261,10 +261,9 @@ def _replace(path: str, text: str) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".keys-")
     try:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            with contextlib.suppress(FileNotFoundError):
-                known = os.stat(path)
-                os.fchown(file.fileno(), known.st_uid, known.st_gid)
-                os.fchmod(file.fileno(), known.st_mode & 0o777)
+            known = os.stat(path)
+            os.fchown(file.fileno(), known.st_uid, known.st_gid)
+            os.fchmod(file.fileno(), known.st_mode & 0o777)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -121,6 +121,13 @@ def test_a_refused_edit_changes_nothing(path):
     assert keys.load(path) == [key("a")]
 
 
+def test_a_file_that_is_gone_takes_no_key_away(path, tmp_path):
+    (tmp_path / "keys.map").unlink()
+    for use in (lambda: keys.publish(path, None), lambda: keys.change(path, lambda present: present)):
+        with pytest.raises(ConfigError, match="there is no such file"):
+            use()
+
+
 def test_the_list_shows_limits_and_no_hash(path):
     keys.change(path, lambda _: [key("a", concurrent=8, services=("chat",)), key("b", expires=1, speaks_for_users=True)])
     parser = ArgumentParser()
