@@ -102,18 +102,15 @@ class Gateway:
             self.process = None
 
     def reload(self) -> None:
-        assert self.process
-        before = self.worker()
-        for _ in range(10):
-            # A master that has only just started its worker may miss the signal.
-            self.process.send_signal(signal.SIGUSR2)
-            with contextlib.suppress(AssertionError):
-                return self.wait_for_worker(other_than=before, seconds=3)
-        return self.wait_for_worker(other_than=before)
+        self.wait_for_worker(other_than=self.worker(), reload_every=3)
 
-    def wait_for_worker(self, other_than: str, seconds: float = 20) -> None:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+    def wait_for_worker(self, other_than: str, reload_every: float = 0) -> None:
+        began, signals = time.monotonic(), 0
+        while (waited := time.monotonic() - began) < 20:
+            # A master that has only just started its worker may miss the signal.
+            if self.process and reload_every and waited >= signals * reload_every:
+                self.process.send_signal(signal.SIGUSR2)
+                signals += 1
             with contextlib.suppress(OSError):
                 if self.worker() not in ("", other_than):
                     return
