@@ -26,6 +26,7 @@ INTERACTIVE, BATCH = TIERS = ("interactive", "batch")
 SITE, LOCAL = "site", "local"  # origins: the inventory, and ``ptolemy keys`` on the gateway
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 SHORTEST = 16  # characters
+LOCK_TIMEOUT = 5.0  # seconds
 _HEADER = "# Hashes of clients' keys. Written by `ptolemy keys` and playbooks/keys.yml: do not edit.\n"
 
 
@@ -245,16 +246,26 @@ def publish(path: str, haproxy: HAProxy) -> int:
 
 @contextlib.contextmanager
 def _lock(path: str) -> Iterator[None]:
-    """One at a time. The directory is locked, since the file itself is replaced."""
-    try:
-        descriptor = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; run site.yml, which makes the directory") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    """One at a time, and not for ever. The file itself is locked, since strangers may not open it, and anew where it was replaced."""
+    deadline = time.monotonic() + LOCK_TIMEOUT
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise ConfigError(f"{path}: there is no such file; run site.yml, which makes it") from error
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror}; run this as root on the gateway") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                yield
+                return
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise ConfigError(f"{path}: another command has held it for {LOCK_TIMEOUT:g} s; find it with: fuser -v {path}") from error
+        finally:
+            os.close(descriptor)
+        time.sleep(0.02)
 
 
 def _replace(path: str, text: str) -> None:

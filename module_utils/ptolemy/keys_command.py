@@ -24,14 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add.add_argument("--per-minute", type=int, default=0, metavar="N", help="requests that its user may send in a minute")
     add.add_argument("--expires", default="", metavar="DAY", help="the day of its end, as 2027-01-31 (default: never)")
     add.add_argument("--speaks-for-users", action="store_true", help="it may name the user of a request in a header (Open WebUI)")
-    show = verbs.add_parser("list", help="names, users and limits of all keys")
+    verbs.add_parser("list", help="names, users and limits of all keys")
     rotate = verbs.add_parser("rotate", help="give a key a new secret, which is printed once")
     rotate.add_argument("name")
     rotate.add_argument("--overlap", type=int, default=0, metavar="SECONDS", help="how long the old one stays valid beside it (default: 0)")
     revoke = verbs.add_parser("revoke", help="end a key")
     revoke.add_argument("name")
-    for verb in (add, show, rotate, revoke):
-        verb.add_argument("--file", default=keys.DEFAULT_PATH, help=f"the file of keys (default: {keys.DEFAULT_PATH})")
 
 
 def run(given: argparse.Namespace, config: Config) -> Sequence[str]:
@@ -40,8 +38,9 @@ def run(given: argparse.Namespace, config: Config) -> Sequence[str]:
     Raises:
         PtolemyError: a value is wrong, or there is no such key; then nothing changed. Or HAProxy gives no answer.
     """
+    path = config.site.keys_file
     if given.verb == "list":
-        return _table(keys.load(given.file))
+        return _table(keys.load(path))
     secret = keys.new_secret()
     if given.verb == "add":
         key = Key(
@@ -56,13 +55,13 @@ def run(given: argparse.Namespace, config: Config) -> Sequence[str]:
             given.speaks_for_users,
         )
         added = keys.check(key, config.services)
-        keys.change(given.file, lambda present: keys.added(present, added))
+        keys.change(path, lambda present: keys.added(present, added))
     elif given.verb == "rotate":
         until = int(time.time()) + given.overlap if given.overlap else 0
-        keys.change(given.file, lambda present: keys.rotated(present, given.name, keys.fingerprint(secret), until))
+        keys.change(path, lambda present: keys.rotated(present, given.name, keys.fingerprint(secret), until))
     else:
-        keys.change(given.file, lambda present: keys.revoked(present, given.name))
-    keys.publish(given.file, HAProxy(config.site.haproxy_socket))
+        keys.change(path, lambda present: keys.revoked(present, given.name))
+    keys.publish(path, HAProxy(config.site.haproxy_socket))
     return [f"revoked {given.name}"] if given.verb == "revoke" else [secret]
 
 

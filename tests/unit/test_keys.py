@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import string
 import threading
 from argparse import ArgumentParser
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -114,6 +116,15 @@ def test_writers_wait_for_each_other_and_keep_the_files_mode(path, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["keys.map"]
 
 
+def test_a_command_that_hangs_with_the_file_is_not_waited_for_for_ever(path, monkeypatch):
+    monkeypatch.setattr(keys, "LOCK_TIMEOUT", 0.1)
+    with open(path) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another command has held it"):
+            keys.change(path, lambda present: [key("a")])
+    assert keys.load(path) == []
+
+
 def test_a_refused_edit_changes_nothing(path):
     keys.change(path, lambda present: keys.added(present, key("a")))
     with pytest.raises(ConfigError, match="there is such a key already"):
@@ -132,7 +143,7 @@ def test_the_list_shows_limits_and_no_hash(path):
     keys.change(path, lambda _: [key("a", concurrent=8, services=("chat",)), key("b", expires=1, speaks_for_users=True)])
     parser = ArgumentParser()
     keys_command.add_arguments(parser)
-    title, first, second = keys_command.run(parser.parse_args(["list", "--file", path]), Config(SITE, {}))
+    title, first, second = keys_command.run(parser.parse_args(["list"]), Config(replace(SITE, keys_file=path), {}))
     assert title.split()[:3] == ["NAME", "USER", "TIER"]
     assert first.split() == ["a", "a", "interactive", "chat", "8", "-", "never", "local"]
     assert "b and its users" in second and "(over)" in second
