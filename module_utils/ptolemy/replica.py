@@ -9,6 +9,7 @@ The job script ``exec``s it, so that it is the batch shell: under proctrack/cgro
 
 from __future__ import annotations
 
+import hmac
 import http.client
 import json
 import math
@@ -86,7 +87,7 @@ class Replica:
         self._restart = int(environment.get("SLURM_RESTART_COUNT", "0"))
         # Resolved once, so that an upgrade of the node does not change a running replica.
         self._program = os.path.realpath(spec["llama_server"])
-        self._key = _read_key(spec["key_file"])
+        self._key = _key_of(spec["service"], spec["key_file"])
         for path in (self._program, spec["model_path"]):
             if not os.path.isfile(path):
                 raise ReplicaError(f"{path} is not on {socket.gethostname()}; run site.yml for this node")
@@ -205,7 +206,8 @@ class Replica:
             server.start_at = time.monotonic() + FIRST_PAUSE
             return
         server.port = port
-        environment = dict(self._environment)
+        # llama-server reads its key from there: not from argv, which everybody on the node can read.
+        environment = dict(self._environment, LLAMA_API_KEY=self._key)
         if server.device:
             environment["CUDA_VISIBLE_DEVICES"] = server.device
         command = self.command(port)
@@ -222,7 +224,6 @@ class Replica:
             self._program,
             *("--host", "0.0.0.0"),  # the cluster's network; every path but /health asks for the key
             *("--port", str(port)),
-            *("--api-key-file", spec["key_file"]),
             *("--model", spec["model_path"]),
             *("--alias", spec["service"]),
             *("--parallel", str(spec["slots"])),
@@ -338,12 +339,14 @@ def _is_free(port: int) -> bool:
         return True
 
 
-def _read_key(path: str) -> str:
+def _key_of(service: str, path: str) -> str:
+    """The key of one service's servers, as the gateway computes it too: who learns it knows no other service's."""
     try:
         with open(path, encoding="utf-8") as file:
-            return file.readline().strip()
+            secret = file.readline().strip()
     except OSError as error:
         raise ReplicaError(f"{path}: {error.strerror}; run site.yml for this node") from error
+    return hmac.new(secret.encode(), service.encode(), "sha256").hexdigest()
 
 
 def _last_lines() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import time
 
@@ -42,10 +43,23 @@ def test_a_stranger_cannot_change_our_records_or_read_our_keys(cluster, stranger
 
 
 def test_no_secret_is_in_an_argument_list(cluster):
-    key = cluster.run("n1", "cat", "/etc/ptolemy/backend.key").strip()
+    site_key = cluster.run("n1", "cat", "/etc/ptolemy/backend.key").strip()
     began = time.monotonic()
     while time.monotonic() - began < 2:  # as long as a few ticks
         for host in ("head", "n1", "n2"):
             shown = cluster.run(host, "ps", "axww", "-o", "args")
-            assert key not in shown
-            assert cluster.api_key not in shown
+            for secret in (site_key, own_key(site_key, "demo"), cluster.api_key):
+                assert secret not in shown
+
+
+def own_key(site_key, service):
+    return hmac.new(site_key.encode(), service.encode(), "sha256").hexdigest()
+
+
+def test_the_key_of_a_services_servers_opens_no_other_service(cluster):
+    site_key = cluster.run("n1", "cat", "/etc/ptolemy/backend.key").strip()
+    row = cluster.service("demo")["replicas"][0]
+    ask = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-d", "{}", f"http://{row['address']}:{row['ports'][0]}/tokenize"]
+    keys = (own_key(site_key, "demo"), own_key(site_key, "demo-b"), site_key, cluster.api_key)
+    answers = [cluster.run("head", *ask, "-H", f"Authorization: Bearer {key}").strip() for key in keys]
+    assert answers == ["200", "401", "401", "401"]

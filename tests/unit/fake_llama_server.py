@@ -26,7 +26,8 @@ class Handler(BaseHTTPRequestHandler):
             "/v1/models": json.dumps({"data": [{"id": ARGUMENTS["--alias"]}]}).encode(),
             "/metrics": f"llamacpp:requests_processing {int(busy)}\nllamacpp:requests_deferred 0\n".encode(),
         }[self.path]
-        self.send_response(200)
+        given = self.headers.get("Authorization", "").partition(" ")[2]
+        self.send_response(200 if self.path == "/health" or given == os.environ["LLAMA_API_KEY"] else 401)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -37,6 +38,7 @@ class Handler(BaseHTTPRequestHandler):
 
 if (HERE / "broken").exists():
     sys.exit(1)
+(HERE / "own-key").write_text(os.environ["LLAMA_API_KEY"])
 with (HERE / "started").open("a") as file:
     file.write(f"{PORT} {os.environ.get('CUDA_VISIBLE_DEVICES')} {' '.join(sys.argv[1:])}\n")
 ThreadingHTTPServer(("127.0.0.1", PORT), Handler).serve_forever()

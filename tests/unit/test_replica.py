@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
 import shutil
@@ -132,7 +133,14 @@ def test_each_server_has_its_gpu_its_port_and_the_services_flags(run):
     assert [by_port[port].split()[1] for port in record.ports] == ["0", "0", "1", "1"]
     assert "--ctx-size 2048" in by_port[FIRST]
     assert by_port[FIRST].endswith("--cache-ram 0")
-    assert "key" not in by_port[FIRST].replace("--api-key-file", "").replace("backend.key", "")
+
+
+def test_a_server_has_its_services_own_key_and_not_in_its_arguments(run):
+    runner = run()
+    runner.until_state("ready")
+    own = hmac.new((runner.node / "backend.key").read_text().strip().encode(), b"chat", "sha256").hexdigest()
+    assert (runner.node / "own-key").read_text() == own
+    assert not [line for line in runner.started() if own in line or "backend.key" in line]
 
 
 def test_a_port_that_somebody_holds_is_passed_over(run):
