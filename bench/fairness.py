@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
+
 import report
 
 PEOPLE = 20
@@ -87,7 +88,9 @@ class Loads:
             end = begin + seconds
             running = []
             if kind != ALONE:
-                running = [asyncio.ensure_future(self._rows(session, kind, number, begin, end, seen)) for number in range(self.rows_at_once)]
+                running = [
+                    asyncio.ensure_future(self._rows(session, kind, number, begin, end, seen)) for number in range(self.rows_at_once)
+                ]
             at = begin - WARM_UP
             while kind != BATCH_ALONE:
                 at += chance.expovariate(self.chats_per_second)

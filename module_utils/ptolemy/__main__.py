@@ -1,4 +1,7 @@
-"""The command ``ptolemy``: ``status``, ``wait`` and ``keys`` for people, ``daemon`` for systemd, ``replica`` for the job script."""
+"""The command ``ptolemy``.
+
+``status``, ``wait`` and ``keys`` are for people, ``daemon`` and ``exporter`` for systemd, ``replica`` for the job script.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import json
 import sys
 import time
 
-from . import daemon, keys_command, replica, status
+from . import daemon, exporter, keys_command, replica, status
 from .config import DEFAULT_PATH, load
 from .errors import PtolemyError
 
@@ -23,8 +26,10 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("check", help="check the services file")
     keys_command.add_arguments(commands.add_parser("keys", help="add, list, rotate and revoke the keys of clients"))
     commands.add_parser("daemon", help="run the control loop (systemd starts it)")
+    metrics = commands.add_parser("exporter", help="answer Prometheus from what the daemon wrote (systemd starts it)")
+    metrics.add_argument("--listen", default="127.0.0.1:9177", metavar="HOST:PORT", help="(default: 127.0.0.1:9177)")
     commands.add_parser("replica", help="serve one replica, its spec on standard input (the job script starts it)")
-    for command in (show, patience, commands.choices["check"], commands.choices["daemon"], commands.choices["keys"]):
+    for command in (show, patience, metrics, *(commands.choices[name] for name in ("check", "daemon", "keys"))):
         command.add_argument("--services", default=DEFAULT_PATH, metavar="FILE", help=f"the services file (default: {DEFAULT_PATH})")
     given = parser.parse_args(arguments)
     try:
@@ -39,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
         path = config.site.status_file
         if given.command == "check":
             return 0
+        if given.command == "exporter":
+            return exporter.main(path, given.listen)
         if given.command == "wait":
             return 0 if status.wait(path, given.timeout) else 1
         seen = status.read(path)

@@ -61,3 +61,11 @@ def test_the_status_is_shown_as_lines(cluster):
     shown, changed = playbook("status")
     assert re.search(r"^ +demo: ready, 2 of 2 replicas ready", shown, re.MULTILINE)
     assert changed == 0
+
+
+def test_prometheus_is_told_what_ptolemyd_sees(cluster):
+    text = cluster.run("head", "curl", "-sf", "http://127.0.0.1:9177/metrics")
+    samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert samples['ptolemy_replicas_ready{service="demo"}'] == samples['ptolemy_replicas_wanted{service="demo"}'] == "2"
+    assert float(samples['ptolemy_queue_oldest_wait_seconds{service="demo",tier="batch"}']) >= 0
+    assert samples["ptolemy_stale"] == "0"

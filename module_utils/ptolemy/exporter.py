@@ -1,0 +1,108 @@
+"""``ptolemy exporter``: what the daemon last wrote, for Prometheus. A process of its own, so that no visitor can hold up the control loop.
+
+The text format is Prometheus' exposition format 0.0.4, https://prometheus.io/docs/instrumenting/exposition_formats/
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any, Iterator, Mapping, Sequence
+
+from . import status
+from .errors import ConfigError, PtolemyError
+
+PATIENCE = 5.0  # seconds that a visitor may take to say what they want
+STATES = ("ready", "starting", "asleep", "off")
+
+
+def metrics(seen: Mapping[str, Any]) -> Iterator[str]:
+    """The lines for one status, as ``status.read`` gives it."""
+    counters = seen["counters"]
+    yield from _metric("status_timestamp_seconds", "gauge", "When ptolemyd last wrote its status.", [({}, seen["time"])])
+    yield from _metric(
+        "observation_timestamp_seconds", "gauge", "When ptolemyd last saw both Slurm and HAProxy.", [({}, seen["observed_at"])]
+    )
+    yield from _metric("stale", "gauge", "1 while Slurm or HAProxy gives no answer.", [({}, int(bool(seen["stale_reason"])))])
+    yield from _metric("troubles", "gauge", "What ptolemyd complains about now.", [({}, len(seen["troubles"]))])
+    yield from _metric("ticks_total", "counter", "Turns of the control loop.", [({}, counters["ticks"])])
+    yield from _metric("skipped_ticks_total", "counter", "Turns in which Slurm or HAProxy gave no answer.", [({}, counters["skipped"])])
+    yield from _metric("changes_total", "counter", "Changes to servers and jobs.", [({}, counters["changes"])])
+    yield from _metric("failed_changes_total", "counter", "Changes that failed.", [({}, counters["failed_changes"])])
+
+    services = seen["services"]
+    states = [({"service": row["service"], "state": state}, int(row["state"] == state)) for row in services for state in STATES]
+    yield from _metric("service_state", "gauge", "1 for the state that the service is in.", states)
+    for name, key, words in (
+        ("replicas_wanted", "replicas_wanted", "Replicas that the service should have."),
+        ("replicas_ready", "replicas_ready", "Replicas of the present revision that serve."),
+        ("requests_running", "in_flight", "Requests that servers are answering."),
+        ("demand_slots", "demand", "Slots that the service needs, smoothed."),
+        ("batch_at_once", "batch_at_once", "Batch requests that may be let through at once."),
+    ):
+        yield from _metric(name, "gauge", words, [({"service": row["service"]}, row[key]) for row in services])
+    slots = [({"service": row["service"]}, sum(server["slots"] for server in row["servers"] if server["up"])) for row in services]
+    yield from _metric("slots", "gauge", "Slots of the servers that are up.", slots)
+    for name, key, words in (
+        ("queue_requests", "queued", "Requests that wait."),
+        ("queue_oldest_wait_seconds", "oldest_wait", "How long the first of them has waited."),
+    ):
+        tiers = [({"service": row["service"], "tier": tier}, queue[key]) for row in services for tier, queue in row["tiers"].items()]
+        yield from _metric(name, "gauge", words, tiers)
+
+
+def _metric(name: str, kind: str, words: str, samples: Sequence[tuple[Mapping[str, str], float]]) -> Iterator[str]:
+    yield f"# HELP ptolemy_{name} {words}"
+    yield f"# TYPE ptolemy_{name} {kind}"
+    for labels, value in samples:
+        shown = ",".join(f'{label}="{text}"' for label, text in labels.items())  # names of services need no quoting
+        yield f"ptolemy_{name}{{{shown}}} {value}" if shown else f"ptolemy_{name} {value}"
+
+
+def handler(path: str) -> type[BaseHTTPRequestHandler]:
+    """Answers GET /metrics from the status file ``path``; 503 while there is none."""
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = PATIENCE
+
+        def do_GET(self) -> None:
+            if self.path != "/metrics":
+                return self._answer(404, "see /metrics\n")
+            try:
+                return self._answer(200, "\n".join(metrics(status.read(path))) + "\n")
+            except (PtolemyError, KeyError, TypeError) as error:
+                return self._answer(503, f"{error}\n")
+
+        def _answer(self, code: int, text: str) -> None:
+            body = text.encode()
+            self.send_response(code)
+            self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing of every scrape."""
+
+    return Handler
+
+
+def main(path: str, listen: str) -> int:
+    """Answer on ``listen`` (HOST:PORT) until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigError: the address cannot be used.
+    """
+    host, _, port = listen.rpartition(":")
+    try:
+        server = HTTPServer((host.strip("[]"), int(port)), handler(path))
+    except (OSError, ValueError, OverflowError) as error:
+        raise ConfigError(f"--listen {listen}: {error}") from error
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: threading.Thread(target=server.shutdown).start())
+    print(f"answering http://{host}:{server.server_port}/metrics from {path}", file=sys.stderr, flush=True)
+    with server:
+        server.serve_forever()
+    return 0
