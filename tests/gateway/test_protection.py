@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import ssl
 from typing import Any
@@ -136,3 +137,48 @@ def test_a_client_that_sends_its_headers_drop_by_drop_is_cut_off(short_gateway: 
     ):
         connection.sendall(b"POST / HTTP/1.1\r\nHost: g")
         assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+def test_old_tls_and_weak_ciphers_are_refused(short_gateway: Any) -> None:
+    def agreed(**settings: Any) -> str | None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.maximum_version = settings.get("newest", ssl.TLSVersion.TLSv1_2)
+        context.set_ciphers(settings.get("ciphers", "ALL:@SECLEVEL=0"))
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        plain = socket.create_connection(("127.0.0.1", short_gateway.port), timeout=5)
+        with context.wrap_socket(plain) as wrapped:
+            return wrapped.selected_alpn_protocol()
+
+    assert agreed() == "h2"
+    with pytest.raises(ssl.SSLError):
+        agreed(newest=ssl.TLSVersion.TLSv1_1)
+    with pytest.raises(ssl.SSLError):
+        agreed(ciphers="AES128-SHA:AES256-SHA:ECDHE-ECDSA-AES128-SHA:@SECLEVEL=0")  # without forward secrecy, or CBC
+
+
+def test_http_2_is_spoken(short_gateway: Any, stub: Any) -> None:
+    async def scenario() -> tuple[bytes, int]:
+        async with stub() as demo:
+            short_gateway.add("demo", "a", demo.port)
+            settings = f'header = "Authorization: Bearer {API_KEY}"\n'
+            command = [
+                "curl",
+                "-sSk",
+                "--http2",
+                "-K",
+                "-",
+                "-d",
+                json.dumps(DEMO),
+                "-o",
+                "/dev/null",
+                "-w",
+                "%{http_version} %{http_code}",
+            ]
+            pipe = asyncio.subprocess.PIPE
+            curl = await asyncio.create_subprocess_exec(*command, short_gateway.url + CHAT, stdin=pipe, stdout=pipe)
+            output, _ = await asyncio.wait_for(curl.communicate(settings.encode()), 20)
+            return output, len(demo.requests)
+
+    assert asyncio.run(scenario()) == (b"2 200", 1)
