@@ -157,17 +157,15 @@ def test_models_tell_their_kind(client):
 
 
 @pytest.mark.parametrize("package", [openai, anthropic])
-def test_errors_are_the_packages_own(cluster, client, claude, package):
-    if package is openai:
-        ask = lambda user, model: user.chat.completions.create(model=model, messages=HELLO)  # noqa: E731
-        user = client
-    else:
-        ask = lambda user, model: user.messages.create(model=model, messages=HELLO, max_tokens=8)  # noqa: E731
-        user = claude
+def test_errors_are_the_packages_own(client, claude, package):
+    def ask(model, **options):
+        asked = client.with_options(**options).chat.completions if package is openai else claude.with_options(**options).messages
+        return asked.create(model=model, messages=HELLO, max_tokens=8)
+
     with pytest.raises(package.NotFoundError, match=r"The model gpt-9 is unknown\. Known models: demo, demo-b, embed, nap\."):
-        ask(user, "gpt-9")
+        ask("gpt-9")
     with pytest.raises(package.AuthenticationError, match="Missing or invalid API key"):
-        ask(user.with_options(api_key="wrong"), "demo")
+        ask("demo", api_key="wrong")
 
 
 def test_anthropics_messages(claude):
