@@ -8,7 +8,7 @@ Random weights would end an answer at any moment, or print half a character. So 
 constant, and the output matrix uses it to push down every token that is not a plain word: the model babbles words,
 always as many as it was asked for. Only `max_tokens` (or the server's --predict) ends an answer. Where a request offers
 tools, it calls one of them: a second dimension makes that call's first token certain. And where a grammar takes no word but
-an end, it ends.
+an end, it mostly ends: nine calls in ten are the only one.
 
     python lab/demo_model.py --sdist llama_cpp_python-0.3.36.tar.gz --out demo-tools-f16.gguf
 """
