@@ -73,5 +73,7 @@ test-molecule: bootstrap ## site.yml on bare hosts of Debian 13 and 12, then the
 	@$(AS_ROOT) lab/molecule $(SCENARIOS)
 
 .PHONY: lock
-lock: ## lab/requirements.in -> lab/requirements.txt, with hashes for every platform (needs uv)
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade -o lab/requirements.txt lab/requirements.in
+lock: ## lab/*.in -> lab/*.txt, with hashes for every platform (needs uv)
+	@for name in requirements clients; do \
+	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade -o lab/$$name.txt lab/$$name.in; \
+	done

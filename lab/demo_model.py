@@ -6,9 +6,11 @@ read as signed integers and scaled by powers of two, so every machine writes the
 
 Random weights would end an answer at any moment, or print half a character. So one dimension of the hidden state is
 constant, and the output matrix uses it to push down every token that is not a plain word: the model babbles words,
-always as many as it was asked for. Only `max_tokens` (or the server's --predict) ends an answer.
+always as many as it was asked for. Only `max_tokens` (or the server's --predict) ends an answer. Where a request offers
+tools, it calls one of them: a second dimension makes that call's first token certain. And where a grammar takes no word but
+an end, it mostly ends: nine calls in ten are the only one.
 
-    python lab/demo_model.py --sdist llama_cpp_python-0.3.36.tar.gz --out demo-f16.gguf
+    python lab/demo_model.py --sdist llama_cpp_python-0.3.36.tar.gz --out demo-tools-f16.gguf
 """
 
 from __future__ import annotations
@@ -42,12 +44,32 @@ END_OF_TURN = "<|eot_id|>"
 # A space and lower-case ASCII letters ("\u0120" is how byte-level BPE writes a space).
 WORD = re.compile("\u0120[a-z]{2,}")
 
+# Three of the vocabulary's reserved tokens: the chat template ends a prompt that offers tools with the first, the others embrace a call.
+TOOLS, CALL, CALLED = "<|tools|>", "<|function|>", "<|/function|>"
+ENDS = (CALLED, END_OF_TURN)
+RESERVED = {f"<|reserved_special_token_{number}|>": token for number, token in enumerate((TOOLS, CALL, CALLED))}
+CERTAIN = 16.0  # TOOLS in the second dimension of the embedding, which no layer writes to either, and the weight of that in CALL's logit
+
+# Llama 3's marks. Tools as many models have them: listed in front, called in marked JSON, which llama-server writes a grammar for.
 CHAT_TEMPLATE = (
     "{{- bos_token }}"
+    "{%- if tools %}"
+    "{{- '<|start_header_id|>system<|end_header_id|>\\n\\nTools:' }}"
+    "{%- for tool in tools %}{{- '\\n' + (tool | tojson) }}{%- endfor %}"
+    "{{- '<|eot_id|>' }}"
+    "{%- endif %}"
     "{%- for message in messages %}"
-    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + (message['content'] or '') | trim + '<|eot_id|>' }}"
+    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + (message['content'] or '') | trim }}"
+    "{%- for call in message['tool_calls'] or [] %}"
+    "{{- '<|function|>{\"name\": \"' + call['function']['name'] + '\", \"arguments\": ' }}"
+    "{{- (call['function']['arguments'] | tojson) + '}<|/function|>' }}"
     "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"
+    "{{- '<|eot_id|>' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}"
+    "{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}"
+    "{%- if tools and messages[-1]['role'] != 'tool' %}{{- '<|tools|>' }}{%- endif %}"
+    "{%- endif %}"
 )
 
 F16 = npt.NDArray[np.float16]
@@ -74,7 +96,11 @@ def read_vocabulary(sdist: Path) -> dict[str, Any]:
 
 def output_matrix(tokens: list[str]) -> F16:
     matrix = uniform("output", len(tokens), WIDTH, 0.5)
-    matrix[:, 0] = [0.0 if WORD.fullmatch(token) else PENALTY for token in tokens]
+    matrix[:, :2] = 0.0
+    for token, row in zip(tokens, matrix):
+        if not WORD.fullmatch(token):
+            row[0] = PENALTY / 4 if token in ENDS else PENALTY
+    matrix[tokens.index(CALL), 1] = CERTAIN
     return matrix
 
 
@@ -96,6 +122,8 @@ def add_tensors(writer: gguf.GGUFWriter, tokens: list[str]) -> None:
 
     embedding = uniform("token_embd", len(tokens), WIDTH, 1.0)
     embedding[:, 0] = CONSTANT
+    embedding[:, 1] = 0.0
+    embedding[tokens.index(TOOLS), 1] = CERTAIN
     writer.add_tensor("token_embd.weight", embedding)
     for layer in range(LAYERS):
         shapes = {
@@ -111,7 +139,7 @@ def add_tensors(writer: gguf.GGUFWriter, tokens: list[str]) -> None:
             name = f"blk.{layer}.{part}"
             weights = uniform(name, rows, columns, 0.25)
             if part in ("attn_output", "ffn_down"):
-                weights[0, :] = 0.0  # what a layer adds leaves the constant dimension alone
+                weights[:2, :] = 0.0  # what a layer adds leaves these two dimensions alone
             writer.add_tensor(f"{name}.weight", weights)
         writer.add_tensor(f"blk.{layer}.attn_norm.weight", ones)
         writer.add_tensor(f"blk.{layer}.ffn_norm.weight", ones)
@@ -120,7 +148,7 @@ def add_tensors(writer: gguf.GGUFWriter, tokens: list[str]) -> None:
 
 
 def write_model(fields: dict[str, Any], path: Path) -> None:
-    tokens = [str(token) for token in fields["tokenizer.ggml.tokens"]]
+    tokens = [RESERVED.get(token, token) for token in map(str, fields["tokenizer.ggml.tokens"])]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("Ptolemy demo")
     writer.add_description("Random weights over a real tokenizer: it loads, it answers, and it knows nothing.")

@@ -36,7 +36,7 @@ class Settings:
 
     @property
     def model(self) -> Path:
-        return self.cache / "models" / "demo-f16.gguf"
+        return self.cache / "models" / "demo-tools-f16.gguf"
 
     @property
     def environment(self) -> dict[str, str]:

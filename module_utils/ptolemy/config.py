@@ -12,6 +12,7 @@ from .errors import ConfigError
 from .record import NAME
 
 DEFAULT_PATH = "/etc/ptolemy/services.json"
+CHAT, EMBEDDING = KINDS = ("chat", "embedding")
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Service:
         model: the model's name in the catalogue.
         model_path: the GGUF file on the compute nodes.
         model_sha256: its checksum.
+        kind: what it answers: ``chat`` (chats and completions) or ``embedding`` (embeddings only).
         min, max: the least and the most Slurm jobs that serve it. With ``min`` 0 it sleeps while nobody asks.
         opportunistic: how many of ``max`` are extra ones, on GPUs that nobody else wants at the time.
         target_load: the share of its slots that a replica is meant to have busy, above 0, at most 1.
@@ -102,6 +104,7 @@ class Service:
     min: int
     max: int
     partition: str
+    kind: str = CHAT
     opportunistic: int = 0
     target_load: float = 0.8
     batch_share: float = 0.75
@@ -136,6 +139,14 @@ class Service:
         """Requests that one replica answers at once."""
         return self.gpus * self.servers_per_gpu * self.slots
 
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What llama-server is told for this service alone; its own flags come last, so that they win."""
+        if self.kind != EMBEDDING:
+            return self.flags
+        # An input must fit into one physical batch, whose default is 512 tokens: with these, all that fits into a slot is taken.
+        return ("--embeddings", "--batch-size", str(self.context), "--ubatch-size", str(self.context), *self.flags)
+
     @cached_property
     def revision(self) -> str:
         """Twelve hexadecimal digits of the SHA-256 of everything that decides how a replica runs.
@@ -150,7 +161,7 @@ class Service:
             self.servers_per_gpu,
             self.slots,
             self.context,
-            list(self.flags),
+            list(self.arguments),
         )
         return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]
 
@@ -195,7 +206,7 @@ def parse(raw: Any, path: str) -> Config:
             raise ConfigError(f"{where}: a service's name must match {NAME.pattern}")
         given = {**entry, "name": name, "llama_cpp": site.llama_cpp} if isinstance(entry, dict) else entry
         services[name] = Service(**_checked(Service, _sized(given, where), where))
-        _check_size(services[name], where)
+        _check_values(services[name], where)
     return Config(site, services)
 
 
@@ -213,11 +224,13 @@ def _sized(given: Any, where: str) -> Any:
     return rest
 
 
-def _check_size(service: Service, where: str) -> None:
+def _check_values(service: Service, where: str) -> None:
     if service.min > service.max:
         raise ConfigError(f"{where}.min: {service.min} is more than max, {service.max}")
     if service.opportunistic > service.max:
         raise ConfigError(f"{where}.opportunistic: {service.opportunistic} is more than max, {service.max}")
+    if service.kind not in KINDS:
+        raise ConfigError(f"{where}.kind: must be {' or '.join(KINDS)}, not {service.kind!r}")
     for key, share in (("target_load", service.target_load), ("batch_share", service.batch_share)):
         if not 0 < share <= 1:
             raise ConfigError(f"{where}.{key}: must be above 0 and at most 1, not {share:g}")

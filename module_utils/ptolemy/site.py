@@ -12,7 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, Iterable, Iterator, Mapping, Optional, Sequence
 
-from .config import Service
+from .config import KINDS, Service
 from .partitions import Partition, seconds
 from .record import NAME
 from .replica import GPUS_A_NODE, SERVERS_A_GPU
@@ -57,6 +57,7 @@ _MODEL: Mapping[str, Rule] = {
 _MODEL_OPTIONAL = frozenset({"notes"})
 _SERVICE: Mapping[str, Rule] = {
     "model": text(NAME.pattern, "a model's name"),
+    "kind": text("|".join(KINDS), " or ".join(KINDS)),
     **SIZE,
     "batch_share": share,
     "partition": _partition,
@@ -80,7 +81,7 @@ _SERVICE: Mapping[str, Rule] = {
     "drain_before_end": whole(0, 65535),  # the most that sbatch's --signal takes
 }
 _SERVICE_OPTIONAL = frozenset(
-    "max guaranteed opportunistic target_load batch_share scale_in_delay reservation nodes exclusive opportunistic_partition"
+    "kind max guaranteed opportunistic target_load batch_share scale_in_delay reservation nodes exclusive opportunistic_partition"
     " opportunistic_options opportunistic_time_min flags sbatch_options start_timeout stop_grace drain_before_end".split()
 )
 _SITE: Mapping[str, Rule] = {

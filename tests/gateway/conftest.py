@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,7 @@ class Stub:
         self.most = max(self.most, self.running)
         try:
             body = await request.read()
-            self.requests.append({"path": request.path, "headers": dict(request.headers), "size": len(body)})
+            self.requests.append({"path": request.path, "headers": dict(request.headers), "sha256": sha256(body).hexdigest()})
             await asyncio.sleep(self.delay)
             if b'"stream": true' in body:
                 return await self.stream(request)
@@ -240,7 +241,7 @@ class Stub:
                 connection.transport.abort()
 
     async def __aenter__(self) -> Stub:
-        app = web.Application(client_max_size=8 << 20)
+        app = web.Application(client_max_size=64 << 20)
         app.router.add_route("*", "/{path:.*}", self.handle)
         self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self.runner.setup()

@@ -55,6 +55,7 @@ def changed(path, value):
         (["services", "chat", "opportunistic"], 3, "f: services.chat.opportunistic: 3 is more than max, 2"),
         (["services", "chat", "guaranteed"], 1, "f: services.chat.max: must be guaranteed + opportunistic, 1; leave it out"),
         (["services", "chat", "target_load"], 0, "f: services.chat.target_load: must be above 0"),
+        (["services", "chat", "kind"], "embeddings", "f: services.chat.kind: must be chat or embedding, not 'embeddings'"),
         (["services", "chat", "exclusive"], "yes", "f: services.chat.exclusive: must be true or false"),
         (["services", "chat", "flags"], "-b 1", "f: services.chat.flags: must be a list of strings"),
         (["services", "chat", "partition"], "a\n#SBATCH", "f: services.chat.partition: must be a string of one line"),
@@ -88,6 +89,13 @@ def test_a_revision_follows_what_decides_how_a_replica_runs_and_nothing_else():
         assert replace(base, **{field: value}).revision != base.revision
     for field, value in {"min": 0, "max": 5, "time_limit": "1:00", "sbatch_options": ("--nice",), "partition": "high"}.items():
         assert replace(base, **{field: value}).revision == base.revision
+
+
+def test_an_embedding_service_takes_inputs_as_long_as_its_context_and_its_own_flags_win():
+    embedding = service(kind="embedding", context=2048, flags=("--pooling", "last"))
+    expected = "--embeddings --batch-size 2048 --ubatch-size 2048 --pooling last".split()
+    assert json.loads(script("$spec", SITE, embedding))["flags"] == expected
+    assert embedding.revision != replace(embedding, kind="chat").revision
 
 
 def test_the_job_script_is_bash_and_hands_its_spec_on_unchanged():
