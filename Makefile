@@ -60,6 +60,7 @@ test-lint: bootstrap ## yamllint, ruff, mypy, ansible-lint, the modules' documen
 	mypy
 	cd lab && mypy --config-file ../pyproject.toml *.py
 	cd bench && mypy --config-file ../pyproject.toml *.py
+	mypy --package demo
 	ansible-lint --offline
 	@for module in $(MODULES); do echo "ansible-doc -t module $$module"; ansible-doc -t module $$module >/dev/null; done
 
@@ -73,5 +74,6 @@ test-molecule: bootstrap ## site.yml on bare hosts of Debian 13 and 12, then the
 	@$(AS_ROOT) lab/molecule $(SCENARIOS)
 
 .PHONY: lock
-lock: ## lab/requirements.in -> lab/requirements.txt, with hashes for every platform (needs uv)
+lock: ## requirements.in -> requirements.txt of lab and demo, with hashes for every platform (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade -o lab/requirements.txt lab/requirements.in
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade -o demo/requirements.txt demo/requirements.in

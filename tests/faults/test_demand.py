@@ -19,7 +19,8 @@ async def send(cluster, service, number, tokens):
     async with aiohttp.ClientSession(connector=connector, headers=headers, timeout=timeout) as session:
 
         async def one(index):
-            body = {"model": service, "max_tokens": tokens, "messages": [{"role": "user", "content": f"entry {index}"}]}
+            messages = [{"role": "user", "content": f"entry {index}"}]
+            body = {"model": service, "max_tokens": tokens, "ignore_eos": True, "messages": messages}
             try:
                 async with session.post(url, json=body) as answer:
                     await answer.read()
