@@ -50,7 +50,7 @@ def abbreviations(word: str) -> list[str]:
     if len(word) < 5 or " " in word:
         return []
     short = word[0] + "".join(letter for letter in word[1:] if letter not in "AEIOU")
-    found = [short] if 3 <= len(short) < len(word) else []
+    found = [short] if 4 <= len(short) < len(word) else []
     return found + ([word[:5]] if len(word) >= 7 else [])
 
 

@@ -69,7 +69,7 @@ def test_the_held_out_file_is_what_the_generator_makes():
     assert rows == Statements().held_out_rows(len(rows))
 
 
-@pytest.mark.parametrize(("path", "name"), zip(FILES, TYPES), ids=list(TYPES))
+@pytest.mark.parametrize(("path", "name"), list(zip(FILES, TYPES)), ids=list(TYPES))
 def test_a_release_file_says_what_it_is(path, name):
     reader = gguf.GGUFReader(path)
     value = lambda key: reader.fields[key].contents()  # noqa: E731
