@@ -57,6 +57,13 @@ TOPICS = (
     "mathematics", "gardening", "Slurm", "a GPU", "the sea", "Shakespeare", "bread", "chess", "the stars", "Ptolemy", "democracy",
     "winter", "machine learning", "dinosaurs", "sorting a list", "prime numbers", "the universe", "Africa", "my friend", "happiness",
 )  # fmt: skip
+# Other words of longer requests, which are made of all these by chance: no grammar is needed to see that no category is asked for.
+WORDS = (
+    "the a an of and to in with for on about from that this it is are was be have has will can would should please long short essay"
+    " letter email report list table code script story song recipe idea plan meeting customer team world war country people life year"
+    " day time money house school science causes reasons references steps points compare explain describe discuss improve rewrite"
+    " translate correct create generate show find make give need want new old good bad best first last many some all my your our"
+).split()
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -116,7 +123,13 @@ def _asked(rng: random.Random, row: Row) -> Example:
 
 
 def _chatted(rng: random.Random) -> Example:
-    text = rng.choice(GREETINGS) if rng.random() < 0.4 else rng.choice(QUESTIONS).format(rng.choice(TOPICS))
+    kind = rng.random()
+    if kind < 0.3:
+        text = rng.choice(GREETINGS)
+    elif kind < 0.65:
+        text = rng.choice(QUESTIONS).format(rng.choice(TOPICS))
+    else:
+        text = " ".join(rng.choice((*WORDS, *TOPICS, rng.choice(QUESTIONS).split()[0])) for _ in range(rng.randrange(3, 30)))
     text = rng.choice((text, text.capitalize(), text.rstrip("?.!")))
     system = [{"role": "system", "content": rng.choice(SYSTEM)}] if rng.random() < 0.3 else []
     return Example([*system, {"role": "user", "content": text}], INTRODUCTION)
@@ -124,7 +137,7 @@ def _chatted(rng: random.Random) -> Example:
 
 def example(rng: random.Random, statements: Statements, avoid: frozenset[str]) -> Example:
     """One conversation of the training; no description of ``avoid`` (in small letters) is in it."""
-    made = _chatted(rng) if rng.random() < 0.05 else _asked(rng, statements.row(rng, avoid))
+    made = _chatted(rng) if rng.random() < 0.07 else _asked(rng, statements.row(rng, avoid))
     if rng.random() < 0.05:
         before = _chatted(rng) if rng.random() < 0.5 else Example(question(row := statements.row(rng, avoid)), row.label)
         made = Example([*before.messages, {"role": "assistant", "content": before.answer}, *made.messages], made.answer, made.given)
