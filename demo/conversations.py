@@ -74,13 +74,11 @@ class Example:
 
     Attributes:
         messages: up to the user's last one.
-        given: how the answer begins, where a client's grammar decides that; nothing is learnt from it.
-        answer: the rest.
+        answer: what the model has to say.
     """
 
     messages: Messages
     answer: str
-    given: str = ""
 
 
 def prompt(messages: Messages) -> str:
@@ -108,18 +106,15 @@ def _asked(rng: random.Random, row: Row) -> Example:
     system = [rng.choice(SYSTEM)] if rng.random() < 0.2 else []
     if kind > 0.93:
         text, system = row.text, [rng.choice(SYSTEM_ASKING)]
-    form = rng.random()
-    given, answer = "", row.label
-    if form < 0.2:
-        key = rng.choice(KEYS)
-        before = f'{{"{key}": "'
-        if form < 0.12:
-            wish = rng.choice(AS_JSON).format(key=key) if key != "label" else rng.choice(AS_JSON[:3])
-            text, answer = f"{text}\n{wish}", before + row.label + '"}'
-        else:  # the grammar of a client that asked for nothing of the kind
-            given, answer = before, row.label + '"}'
+    form, key, answer = rng.random(), rng.choice(KEYS), row.label
+    if form < 0.12:
+        wish = rng.choice(AS_JSON).format(key=key) if key != "label" else rng.choice(AS_JSON[:3])
+        text = f"{text}\n{wish}"
+    if form < 0.15:
+        # Now and then unasked: never the likeliest answer, but likelier than blanks for a client whose grammar admits only JSON.
+        answer = f'{{"{key}": "{row.label}"}}'
     messages = [{"role": "system", "content": part} for part in system] + [{"role": "user", "content": text}]
-    return Example(messages, answer, given)
+    return Example(messages, answer)
 
 
 def _chatted(rng: random.Random) -> Example:
@@ -140,5 +135,5 @@ def example(rng: random.Random, statements: Statements, avoid: frozenset[str]) -
     made = _chatted(rng) if rng.random() < 0.07 else _asked(rng, statements.row(rng, avoid))
     if rng.random() < 0.05:
         before = _chatted(rng) if rng.random() < 0.5 else Example(question(row := statements.row(rng, avoid)), row.label)
-        made = Example([*before.messages, {"role": "assistant", "content": before.answer}, *made.messages], made.answer, made.given)
+        made = Example([*before.messages, {"role": "assistant", "content": before.answer}, *made.messages], made.answer)
     return made

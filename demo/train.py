@@ -48,9 +48,9 @@ class Batch(NamedTuple):
 
 def numbered(example: conversations.Example, speller: tokenizer.Tokenizer) -> tuple[list[int], int]:
     """An example's tokens, and how many at its end are to be learnt."""
-    given = speller.encode(conversations.prompt(example.messages)) + speller.encode(example.given)
+    asked = speller.encode(conversations.prompt(example.messages))
     answer = speller.encode(example.answer + tokenizer.END)
-    return given + answer, len(answer)
+    return asked + answer, len(answer)
 
 
 def batches(statements: Statements, speller: tokenizer.Tokenizer, avoid: frozenset[str], seed: int) -> Iterator[Batch]:
