@@ -66,6 +66,9 @@ FORMS = {
 TELLING = frozenset(FORMS) | {ending for category in CATEGORIES.values() for ending in category.endings}
 
 
+PLAIN = [word for word in " ".join((*STEMS, *CITIES)).split() if len(word) > 3]
+
+
 def coin(rng: random.Random, syllables: int) -> str:
     """A pronounceable name that means nothing."""
     while True:
@@ -74,24 +77,40 @@ def coin(rng: random.Random, syllables: int) -> str:
             return name
 
 
+def blend(rng: random.Random) -> str:
+    """The beginning of one plain word and the end of another: it looks like a name, and means nothing."""
+    while True:
+        first, second = rng.choice(PLAIN), rng.choice(PLAIN)
+        name = first[: rng.randrange(2, len(first))] + second[-rng.randrange(2, len(second)) :]
+        if not any(word in name for word in TELLING):
+            return name
+
+
+def stem(rng: random.Random) -> str:
+    """A name that means nothing."""
+    return blend(rng) if rng.random() < 0.5 else coin(rng, rng.choice((2, 2, 3)))
+
+
+def named(rng: random.Random, label: str, word: str) -> Vendor:
+    """A vendor whose name has ``word`` and one of the category's hints or endings."""
+    category, kind = CATEGORIES[label], rng.random()
+    if kind < 0.65:
+        return Vendor(f"{word} {rng.choice(category.hints)}", label)
+    if kind < 0.8:
+        return Vendor(f"{rng.choice(category.hints)} {word}", label)
+    return Vendor(word + rng.choice(category.endings), label)
+
+
 def vendors(rng: random.Random, stems: Sequence[str], count: int, avoid: frozenset[str]) -> list[Vendor]:
-    """``count`` vendors of each category, whose names contain one of its hints; none begins with a stem of ``avoid``."""
+    """``count`` vendors of each category, whose names contain one of its hints, and no word of ``avoid``."""
     found: dict[str, Vendor] = {}
-    for label, category in CATEGORIES.items():
+    for label in LABELS:
         wanted = len(found) + count
         while len(found) < wanted:
-            stem = rng.choice(stems) if rng.random() < 0.4 else coin(rng, rng.choice((2, 2, 3)))
-            if stem in avoid:
-                continue
-            kind = rng.random()
-            if kind < 0.65:
-                name = f"{stem} {rng.choice(category.hints)}"
-            elif kind < 0.8:
-                name = f"{rng.choice(category.hints)} {stem}"
-            else:
-                name = stem + rng.choice(category.endings)
-            if len(name) <= LONGEST_VENDOR:
-                found.setdefault(name, Vendor(name, label))
+            word = rng.choice(stems) if rng.random() < 0.4 else stem(rng)
+            vendor = named(rng, label, word)
+            if not avoid & {word, *vendor.name.split()} and len(vendor.name) <= LONGEST_VENDOR:
+                found.setdefault(vendor.name, vendor)
     return list(found.values())
 
 
@@ -159,13 +178,17 @@ class Statements:
     def __init__(self, seed: int = SEED) -> None:
         rng = random.Random(f"vendors {seed}")
         self.held_out = vendors(rng, HELD_OUT_STEMS, HELD_OUT_VENDORS, frozenset(STEMS))
-        unseen = frozenset(word for vendor in self.held_out for word in vendor.name.split()) - FORMS.keys()
-        self.seen = vendors(rng, STEMS, VENDORS, unseen | frozenset(HELD_OUT_STEMS))
+        own = frozenset(word for vendor in self.held_out for word in vendor.name.split()) - FORMS.keys()
+        self._unseen = own | frozenset(HELD_OUT_STEMS) | frozenset(HELD_OUT_CITIES)
+        self.seen = vendors(rng, STEMS, VENDORS, self._unseen)
         self.opaque = opaque_vendors(rng)
         self._seed = seed
 
     def row(self, rng: random.Random, avoid: frozenset[str] = frozenset()) -> Row:
-        """A row as training has them, whose text in small letters is not in ``avoid``."""
+        """A row as training has them; its text in small letters is not in ``avoid``.
+
+        Half of the vendors come only once, and many cities: what the model does not know must not mean anything to it.
+        """
         while True:
             row = self._row(rng)
             if row.text.lower() not in avoid:
@@ -176,7 +199,13 @@ class Statements:
             label = rng.choice(LABELS)
             return Row(item(rng, label), label, seen=True)
         vendor = self._vendor(rng)
-        return Row(describe(rng, vendor, CITIES), vendor.label, seen=True)
+        cities: Sequence[str] = CITIES
+        if rng.random() < 0.5:
+            word, city = stem(rng), stem(rng)
+            once = named(rng, rng.choice(LABELS), word)
+            if not self._unseen & {word, city, *once.name.split()} and len(once.name) <= LONGEST_VENDOR:
+                vendor, cities = once, rng.choice((CITIES, [city]))
+        return Row(describe(rng, vendor, cities), vendor.label, seen=True)
 
     def _vendor(self, rng: random.Random) -> Vendor:
         return rng.choice(self.opaque if rng.random() < 0.15 else self.seen)
