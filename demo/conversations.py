@@ -102,7 +102,8 @@ def _listed(rng: random.Random, row: Row) -> str:
 
 def _asked(rng: random.Random, row: Row) -> Example:
     kind = rng.random()
-    text = _listed(rng, row) if kind < 0.1 else rng.choice(ASKED).format(row.text)
+    listed = kind < 0.12
+    text = _listed(rng, row) if listed else rng.choice(ASKED).format(row.text)
     system = [rng.choice(SYSTEM)] if rng.random() < 0.2 else []
     if kind > 0.93:
         text, system = row.text, [rng.choice(SYSTEM_ASKING)]
@@ -110,7 +111,7 @@ def _asked(rng: random.Random, row: Row) -> Example:
     if form < 0.12:
         wish = rng.choice(AS_JSON).format(key=key) if key != "label" else rng.choice(AS_JSON[:3])
         text = f"{text}\n{wish}"
-    if form < 0.15:
+    if form < (0.22 if listed else 0.15):
         # Now and then unasked: never the likeliest answer, but likelier than blanks for a client whose grammar admits only JSON.
         answer = f'{{"{key}": "{row.label}"}}'
     messages = [{"role": "system", "content": part} for part in system] + [{"role": "user", "content": text}]
