@@ -63,9 +63,7 @@ FORMS = {
     for form in (word, *abbreviations(word))
 }
 # What a name that means nothing must not hold.
-TELLING = frozenset(FORMS) | {ending for category in CATEGORIES.values() for ending in category.endings}
-
-
+TELLING = {form for form in FORMS if len(form) > 2} | {ending for category in CATEGORIES.values() for ending in category.endings}
 PLAIN = [word for word in " ".join((*STEMS, *CITIES)).split() if len(word) > 3]
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from demo import conversations
 from demo.categories import CATEGORIES, CITIES, HELD_OUT_CITIES, HELD_OUT_STEMS, LABELS, LEGAL, PREFIXES, REGIONS, STEMS
-from demo.descriptions import FORMS, WIDTHS, Statements, abbreviations, misspell, noisy, read_rows, write_rows
+from demo.descriptions import FORMS, WIDTHS, Statements, abbreviations, misspell, noisy, read_rows, stem, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +83,8 @@ def test_rows_come_back_from_their_file(statements, tmp_path):
 def test_the_first_question_of_a_newcomer_is_about_an_unseen_vendor(statements):
     assert "DELTA AIR" in conversations.INTRODUCTION
     assert not any("DELTA" in vendor.name.split() for vendor in (*statements.seen, *statements.opaque))
+
+
+def test_names_that_mean_nothing_use_all_letters_of_the_alphabet():
+    rng = random.Random(4)
+    assert set("".join(stem(rng) for _ in range(1000))) >= set("ABCDEFGHIJKLMNOPRSTUVWXYZ")
