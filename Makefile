@@ -60,6 +60,7 @@ test-lint: bootstrap ## yamllint, ruff, mypy, ansible-lint, the modules' documen
 	mypy
 	cd lab && mypy --config-file ../pyproject.toml *.py
 	cd bench && mypy --config-file ../pyproject.toml *.py
+	mypy --package demo
 	ansible-lint --offline
 	@for module in $(MODULES); do echo "ansible-doc -t module $$module"; ansible-doc -t module $$module >/dev/null; done
 
@@ -73,7 +74,7 @@ test-molecule: bootstrap ## site.yml on bare hosts of Debian 13 and 12, then the
 	@$(AS_ROOT) lab/molecule $(SCENARIOS)
 
 .PHONY: lock
-lock: ## lab/*.in -> lab/*.txt, with hashes for every platform (needs uv)
-	@for name in requirements clients; do \
-	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade -o lab/$$name.txt lab/$$name.in; \
+lock: ## every requirements' .in -> .txt, with hashes for every platform (needs uv)
+	@for name in lab/requirements lab/clients demo/requirements; do \
+	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade -o $$name.txt $$name.in; \
 	done

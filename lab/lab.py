@@ -30,9 +30,7 @@ def prepare(settings: Settings, steps: Steps) -> str:
         steps.begin(f"host image, Debian {settings.suite}")
         image = images.ensure_image(settings)
         steps.begin("llama.cpp source")
-        sdist = sources.ensure_sdist(settings)
-        steps.begin("demo model")
-        sources.ensure_model(settings, sdist)
+        sources.ensure_sdist(settings)
     return image
 
 
@@ -52,7 +50,7 @@ def cache_lock(settings: Settings) -> Iterator[None]:
 def cmd_containers_up(settings: Settings, arguments: argparse.Namespace) -> None:
     """Hosts only, with what they need in the cache: what molecule's create asks for."""
     containers.check_host()
-    steps = Steps(4)
+    steps = Steps(3)
     image = prepare(settings, steps)
     steps.begin(f"containers {settings.prefix}-*")
     containers.containers_up(settings, image, arguments.port)
@@ -74,7 +72,7 @@ def cmd_up(settings: Settings, arguments: argparse.Namespace) -> None:
     if port is not None and arguments.port not in (None, port):
         raise LabError(f"the lab publishes port {port}; to move it to {arguments.port}: make lab-down first")
     port = port or arguments.port or containers.DEFAULT_PORT
-    steps = Steps(6)
+    steps = Steps(5)
     image = prepare(settings, steps)
     steps.begin("containers")
     known = containers.containers_up(settings, image, port)

@@ -35,10 +35,6 @@ class Settings:
         return self.cache / "logs"
 
     @property
-    def model(self) -> Path:
-        return self.cache / "models" / "demo-tools-f16.gguf"
-
-    @property
     def environment(self) -> dict[str, str]:
         """What inventory/lab/hosts.yml reads."""
         return {

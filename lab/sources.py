@@ -1,4 +1,4 @@
-"""What the lab's hosts are made to serve: llama.cpp's source and a small demo model, both cached."""
+"""What the lab's hosts are made to serve: llama.cpp's source, cached. The model lies in demo/release."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ VERSION = "0.3.36"
 SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 FILE = f"llama_cpp_python-{VERSION}.tar.gz"
 BACKEND = CHECKOUT / "lab" / "sdist_backend"
-MAKER = CHECKOUT / "lab" / "demo_model.py"
 
 
 def _sha256(path: Path) -> str:
@@ -66,24 +65,3 @@ def _download(settings: Settings, into: Path) -> None:
         timeout=1800,
         env={"PYTHONPATH": str(BACKEND), "LAB_SDIST_NAME": NAME, "LAB_SDIST_VERSION": VERSION},
     )
-
-
-def ensure_model(settings: Settings, sdist: Path) -> Path:
-    """The demo model in the cache; made again when its recipe changes."""
-    model = settings.model
-    recipe = model.with_suffix(".recipe")
-    digest = _sha256(MAKER)
-    if model.exists() and recipe.exists() and recipe.read_text(encoding="utf-8").strip() == digest:
-        say(f"{model} is there")
-        return model
-    model.parent.mkdir(parents=True, exist_ok=True)
-    part = model.with_suffix(".part")
-    logged(
-        [sys.executable, str(MAKER), "--sdist", str(sdist), "--out", str(part)],
-        settings.log_dir / "demo-model.log",
-        timeout=900,
-    )
-    part.rename(model)
-    recipe.write_text(digest + "\n", encoding="utf-8")
-    say(f"{model}  {model.stat().st_size >> 20} MB")
-    return model

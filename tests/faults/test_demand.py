@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 
 BURST = 500
+TOKENS = 48  # of a long answer: the queue must outlast the start of more replicas
 
 
 async def send(cluster, service, number, tokens):
@@ -19,7 +20,8 @@ async def send(cluster, service, number, tokens):
     async with aiohttp.ClientSession(connector=connector, headers=headers, timeout=timeout) as session:
 
         async def one(index):
-            body = {"model": service, "max_tokens": tokens, "messages": [{"role": "user", "content": f"entry {index}"}]}
+            messages = [{"role": "user", "content": f"entry {index}"}]
+            body = {"model": service, "max_tokens": tokens, "ignore_eos": True, "messages": messages}
             try:
                 async with session.post(url, json=body) as answer:
                     await answer.read()
@@ -82,7 +84,7 @@ def test_a_queue_brings_more_replicas_and_they_go_when_it_is_over(asleep):
 
 async def with_watch(cluster, service):
     """Send a burst of long requests; returns the outcome and the most replicas that served at once."""
-    running = asyncio.ensure_future(send(cluster, service, BURST, 24))
+    running = asyncio.ensure_future(send(cluster, service, BURST, TOKENS))
     most = 0
     while not running.done():
         most = max(most, (await asyncio.to_thread(cluster.service, service))["replicas_ready"])
@@ -113,7 +115,7 @@ while time.time() < deadline:
 
 def test_a_new_replica_takes_its_share_of_a_queue_within_a_second_of_its_record(asleep, measured):
     async def scenario():
-        burst = asyncio.ensure_future(send(asleep, "nap", BURST, 24))
+        burst = asyncio.ensure_future(send(asleep, "nap", BURST, TOKENS))
         second = await asyncio.to_thread(later_job, asleep)
         seconds = float(await asyncio.to_thread(asleep.run, "head", "python3", "-c", WATCH, str(second), "svc_nap"))
         waiting = (await asyncio.to_thread(asleep.service, "nap"))["queued"]

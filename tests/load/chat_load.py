@@ -81,7 +81,7 @@ class Load:
         requests: how many at the most.
         enough: set it to send no further ones.
         clients: keep-alive clients, each with one request at a time.
-        tokens: tokens that each answer may have.
+        tokens: tokens that each answer has.
     """
 
     base_url: str
@@ -123,8 +123,9 @@ class Load:
 
     def _body(self, number: int, **more: object) -> dict[str, object]:
         messages = [{"role": "user", "content": f"Categorise entry {number}: office paper, 500 sheets"}]
-        # The OpenAI SDK, too, sends the messages before the model.
-        return {"messages": messages, "model": self.models[number % len(self.models)], "max_tokens": self.tokens, **more}
+        model = self.models[number % len(self.models)]
+        # The OpenAI SDK, too, sends the messages before the model. Every answer gets all the tokens it may have.
+        return {"messages": messages, "model": model, "max_tokens": self.tokens, "ignore_eos": True, **more}
 
     async def _whole(self, session: aiohttp.ClientSession, number: int) -> None:
         async with session.post(f"{self.base_url}/chat/completions", json=self._body(number)) as answer:
