@@ -65,6 +65,7 @@ class Gateway:
             "haproxy_queue_timeout": "1h",
             "haproxy_server_timeout": "1h",
             "haproxy_request_timeout": "30s",
+            "haproxy_maxconn": 2000,
             "haproxy_tls_certificate": "",
             **settings,
         }
@@ -171,13 +172,12 @@ class Gateway:
         return lines
 
 
-def render(base: Path, gateways: Sequence[Gateway], maxconn: int = 2000) -> None:
+def render(base: Path, gateways: Sequence[Gateway]) -> None:
     """Write the role's files of each gateway into its directory.
 
     Args:
         base: for Ansible's own files.
         gateways: with their settings.
-        maxconn: of clients.
     """
     group = grp.getgrgid(os.getgid()).gr_name
     variables: dict[str, Any] = {
@@ -187,7 +187,6 @@ def render(base: Path, gateways: Sequence[Gateway], maxconn: int = 2000) -> None
         "ptolemy_backend_key": BACKEND_KEY,
         "ptolemy_user": group,
         "haproxy_binary": HAPROXY,
-        "haproxy_maxconn": maxconn,
         "haproxy_owner": getpass.getuser(),
         "variants": [gateway.settings for gateway in gateways],
         "ansible_python_interpreter": sys.executable,

@@ -8,12 +8,13 @@ import os
 import shutil
 import subprocess
 import sys
+import venv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
-from local_gateway import API_KEY, Gateway, free_port, render
+from local_gateway import API_KEY, HAPROXY, Gateway, free_port, render
 from processes import running, wait_for_port
 
 HERE = Path(__file__).parent
@@ -42,13 +43,16 @@ class Proxy:
     pid: int = 0
 
 
-def needs(peers: Sequence[str]) -> list[str]:
-    """Debian packages that a run lacks."""
+def missing() -> list[str]:
+    """Debian's packages that a run needs and this machine lacks."""
     path = f"{os.environ['PATH']}:/usr/sbin"
-    wanted = {"haproxy": shutil.which(os.environ.get("HAPROXY", "haproxy"), path=path), "wrk": shutil.which("wrk", path=path)}
-    wanted["nginx-light"] = shutil.which("nginx", path=path)
-    wanted["libnginx-mod-http-lua"] = os.path.exists(f"{NGINX_MODULES}/ngx_http_lua_module.so") or None
-    return [package for package, found in wanted.items() if not found]
+    found = {
+        "haproxy": HAPROXY,
+        "nginx-light": shutil.which("nginx", path=path),
+        "libnginx-mod-http-lua": os.path.exists(f"{NGINX_MODULES}/ngx_http_lua_module.so"),
+        "wrk": shutil.which("wrk", path=path),
+    }
+    return [package for package, there in found.items() if not there]
 
 
 def nginx(directory: Path, name: str, **values: object) -> contextlib.AbstractContextManager[int]:
@@ -71,12 +75,12 @@ def stub_servers(directory: Path, servers: int = SERVERS, slots: int = SLOTS) ->
 
 
 @contextlib.contextmanager
-def ptolemy(directory: Path, ports: Sequence[int], slots: int = SLOTS, maxconn: int = 9900) -> Iterator[tuple[Proxy, Gateway]]:
+def ptolemy(directory: Path, ports: Sequence[int], slots: int = SLOTS, maxconn: int = 9000) -> Iterator[tuple[Proxy, Gateway]]:
     """Our gateway: the role's own files, rendered by Ansible; servers and the gate's width set as ptolemyd sets them."""
     home = directory / "ptolemy"
     home.mkdir()
-    gateway = Gateway("bench", home)
-    render(directory, [gateway], maxconn)
+    gateway = Gateway("bench", home, haproxy_maxconn=maxconn)
+    render(directory, [gateway])
     with contextlib.ExitStack() as stack:
         stack.callback(gateway.log_socket.close)
         sink = [sys.executable, str(HERE / "log_sink.py"), str(gateway.log_socket.fileno()), str(home / "requests.log")]
@@ -99,3 +103,49 @@ def plain_nginx(directory: Path, ports: Sequence[int], files: int = 19000) -> It
     with nginx(directory, "nginx", port=port, servers=servers, files=files, connections=files) as pid:
         wait_for_port(port, directory / "nginx.log")
         yield Proxy("nginx", [port], pid=pid)
+
+
+def install_litellm() -> None:
+    """Put the LiteLLM proxy into a virtual environment of its own, once.
+
+    Raises:
+        subprocess.CalledProcessError: pip could not; it has said why.
+    """
+    if (LITELLM_HOME / "complete").exists():
+        return
+    venv.create(LITELLM_HOME, clear=True, with_pip=True)
+    pip = [LITELLM_HOME / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check", f"litellm[proxy]=={LITELLM}"]
+    subprocess.run(pip, check=True, timeout=900)
+    (LITELLM_HOME / "complete").touch()
+
+
+@contextlib.contextmanager
+def litellm(directory: Path, ports: Sequence[int]) -> Iterator[Proxy]:
+    """The LiteLLM proxy with a worker for each core: it checks a key, as we do; no database, no telemetry, nothing fetched."""
+    port = free_port()
+    deployments = [
+        {"model_name": MODEL, "litellm_params": {"model": "openai/stub", "api_base": f"http://127.0.0.1:{stub}/v1", "api_key": "none"}}
+        for stub in ports
+    ]
+    settings = {
+        "model_list": deployments,
+        "general_settings": {"master_key": API_KEY},
+        "litellm_settings": {"telemetry": False, "request_timeout": 3600},
+    }
+    # JSON is YAML.
+    (directory / "litellm.yaml").write_text(json.dumps(settings))
+    environment = {
+        "PATH": f"{LITELLM_HOME}/bin:/usr/bin:/bin",
+        "HOME": str(directory),
+        "LITELLM_MODE": "PRODUCTION",
+        "LITELLM_LOG": "ERROR",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "NO_DOCS": "True",
+        "DO_NOT_TRACK": "1",
+    }
+    command = [LITELLM_HOME / "bin" / "litellm", "--config", directory / "litellm.yaml", "--host", "127.0.0.1", "--port", port]
+    command += ["--num_workers", os.cpu_count() or 1, "--telemetry", "False"]
+    log = directory / "litellm.log"
+    with running([str(word) for word in command], log, environment) as pid:
+        wait_for_port(port, log, seconds=120)
+        yield Proxy("LiteLLM", [port], pid=pid)

@@ -168,14 +168,15 @@ def rendered() -> Iterator[dict[str, Gateway]]:
 
 
 def make_variants(base: Path) -> dict[str, Gateway]:
-    """The role's files in three variants: as by default, with a short wait for a first server, and with short times and TLS."""
-    for name in ("default", "brief", "short"):
+    """The role's files in variants: as by default, with a short wait for a first server, with short times and TLS, for few connections."""
+    for name in ("default", "brief", "short", "small"):
         (base / name).mkdir()
     short = {f"haproxy_{name}_timeout": value for name, value in (("server", "1s"), ("request", "1s"), ("queue", "2s"))}
     gateways = {
         "default": Gateway("default", base / "default"),
         "brief": Gateway("brief", base / "brief", haproxy_hold_seconds=2),
         "short": Gateway("short", base / "short", haproxy_tls_certificate=make_certificate(base), **short),
+        "small": Gateway("small", base / "small", haproxy_maxconn=30),
     }
     render(base, list(gateways.values()))
     return gateways
@@ -203,6 +204,11 @@ def brief_gateway(rendered: dict[str, Gateway]) -> Iterator[Gateway]:
 @pytest.fixture
 def short_gateway(rendered: dict[str, Gateway]) -> Iterator[Gateway]:
     yield from run_gateway(rendered["short"])
+
+
+@pytest.fixture
+def small_gateway(rendered: dict[str, Gateway]) -> Iterator[Gateway]:
+    yield from run_gateway(rendered["small"])
 
 
 @pytest.fixture
