@@ -194,7 +194,7 @@ def render(base: Path, gateways: Sequence[Gateway]) -> None:
     if os.getuid() != 0:
         variables |= {"haproxy_user": getpass.getuser(), "haproxy_group": group, "haproxy_chroot": ""}
     (base / "vars.json").write_text(json.dumps(variables))
-    command = [Path(sys.executable).with_name("ansible-playbook"), "-i", "localhost,", "-c", "local", "-e", f"@{base}/vars.json"]
+    command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "localhost,", "-c", "local", "-e", f"@{base}/vars.json"]
     environment = {
         "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
         "ANSIBLE_LIBRARY": str(ROOT / "library"),
@@ -204,7 +204,7 @@ def render(base: Path, gateways: Sequence[Gateway]) -> None:
         "ANSIBLE_REMOTE_TEMP": str(base),
     }
     done = subprocess.run(
-        [*command, HERE / "render_gateway.yml"],
+        [*command, str(HERE / "render_gateway.yml")],
         cwd=base,
         env=os.environ | environment,
         capture_output=True,

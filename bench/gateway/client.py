@@ -67,7 +67,8 @@ class Answer:
         for mark in _MARK.finditer(body):
             start, origin = origins[bisect.bisect_right(starts, mark.end() - 1) - 1]
             piece = bisect.bisect_right(ends, origin + mark.end() - 1 - start)
-            found.append(Token(*(int(value) for value in mark.groups()), arrived=self.pieces[piece][0]))
+            tag, received, started, sent = (int(value) for value in mark.groups())
+            found.append(Token(tag, received, started, sent, self.pieces[piece][0]))
         return found
 
 

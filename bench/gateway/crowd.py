@@ -84,9 +84,7 @@ async def _measure(proxy: Proxy, offered: int, patience: float, tiers: bool) -> 
         connections += opened
     tier = ["batch" if tiers and number % 100 < BATCH * 100 else "interactive" for number in range(offered)]
     asked = [
-        connection.ask(
-            request(proxy, chat(number, TAKES, 0, 8, stream=False), BATCH_KEY if tier[number] == "batch" else "")
-        )
+        connection.ask(request(proxy, chat(number, TAKES, 0, 8, stream=False), BATCH_KEY if tier[number] == "batch" else ""))
         for number, connection in enumerate(connections)
         if connection
     ]

@@ -49,6 +49,7 @@ class Sample:
         self.cpu += other.cpu
         self.tokens += other.tokens
 
+
 def measure(proxy: Proxy, streams: int, seconds: float) -> Sample:
     """Keep so many streams running for a while, each followed by the next; their starts are spread over the length of one."""
     gc.collect()

@@ -21,6 +21,7 @@ HERE = Path(__file__).parent
 SERVERS, SLOTS = 8, 32  # as two GPUs have it: four llama-servers of 32 slots each
 MODEL = "demo"
 BATCH_KEY = "sk-batch-0123456789abcdef"
+NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") or ""
 NGINX_MODULES = "/usr/lib/nginx/modules"
 LITELLM = "1.106.12"  # the newest whose `proxy` extra could be installed from the index
 LITELLM_HOME = Path.home() / ".cache" / "ptolemy" / f"litellm-{LITELLM}"
@@ -45,12 +46,11 @@ class Proxy:
 
 def missing() -> list[str]:
     """Debian's packages that a run needs and this machine lacks."""
-    path = f"{os.environ['PATH']}:/usr/sbin"
     found = {
         "haproxy": HAPROXY,
-        "nginx-light": shutil.which("nginx", path=path),
+        "nginx-light": NGINX,
         "libnginx-mod-http-lua": os.path.exists(f"{NGINX_MODULES}/ngx_http_lua_module.so"),
-        "wrk": shutil.which("wrk", path=path),
+        "wrk": shutil.which("wrk"),
     }
     return [package for package, there in found.items() if not there]
 
@@ -59,8 +59,7 @@ def nginx(directory: Path, name: str, **values: object) -> contextlib.AbstractCo
     """Start an nginx with one of the configurations here."""
     text = Template((HERE / f"{name}.conf").read_text()).substitute(directory=directory, here=HERE, modules=NGINX_MODULES, **values)
     (directory / f"{name}.conf").write_text(text)
-    program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") or "nginx"
-    return running([program, "-p", str(directory), "-c", str(directory / f"{name}.conf")], directory / f"{name}.log")
+    return running([NGINX, "-p", str(directory), "-c", str(directory / f"{name}.conf")], directory / f"{name}.log")
 
 
 @contextlib.contextmanager
@@ -75,7 +74,7 @@ def stub_servers(directory: Path, servers: int = SERVERS, slots: int = SLOTS) ->
 
 
 @contextlib.contextmanager
-def ptolemy(directory: Path, ports: Sequence[int], slots: int = SLOTS, maxconn: int = 9000) -> Iterator[tuple[Proxy, Gateway]]:
+def ptolemy(directory: Path, ports: Sequence[int], slots: int = SLOTS, maxconn: int = 9000) -> Iterator[Proxy]:
     """Our gateway: the role's own files, rendered by Ansible; servers and the gate's width set as ptolemyd sets them."""
     home = directory / "ptolemy"
     home.mkdir()
@@ -92,7 +91,7 @@ def ptolemy(directory: Path, ports: Sequence[int], slots: int = SLOTS, maxconn: 
         gateway.ptolemyd.widen(MODEL, slots * len(ports))
         stack.enter_context(gateway.key(BATCH_KEY, name="batch", user="batch", tier="batch"))
         assert gateway.process
-        yield Proxy("Ptolemy", [gateway.port], pid=gateway.process.pid), gateway
+        yield Proxy("Ptolemy", [gateway.port], pid=gateway.process.pid)
 
 
 @contextlib.contextmanager
@@ -114,7 +113,7 @@ def install_litellm() -> None:
     if (LITELLM_HOME / "complete").exists():
         return
     venv.create(LITELLM_HOME, clear=True, with_pip=True)
-    pip = [LITELLM_HOME / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check", f"litellm[proxy]=={LITELLM}"]
+    pip = [f"{LITELLM_HOME}/bin/pip", "install", "--quiet", "--disable-pip-version-check", f"litellm[proxy]=={LITELLM}"]
     subprocess.run(pip, check=True, timeout=900)
     (LITELLM_HOME / "complete").touch()
 

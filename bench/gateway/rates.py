@@ -32,7 +32,7 @@ class Rate:
     cpu: float
 
 
-def measure(proxy: Proxy, directory: Path, seconds: float, stream: bool = False, key: str = "", tokens: int = 16) -> Rate:
+def measure(proxy: Proxy, directory: Path, seconds: int, stream: bool = False, key: str = "", tokens: int = 16) -> Rate:
     """Ask at full speed.
 
     Raises:
@@ -46,7 +46,7 @@ def measure(proxy: Proxy, directory: Path, seconds: float, stream: bool = False,
     )
     url = f"http://127.0.0.1:{proxy.ports[0]}/v1/chat/completions"
     before = cpu_seconds(proxy.pid)
-    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:g}", "--timeout", "60s", "-s", str(script), url]
+    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}", "--timeout", "60s", "-s", str(script), url]
     said = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=True).stdout
     cpu = cpu_seconds(proxy.pid) - before
     found = re.search(r"(\d+) requests in ([\d.]+)(us|ms|s|m)\b", said)

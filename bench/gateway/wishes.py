@@ -16,7 +16,8 @@ def chat(tag: int, prefill: float, step: float, tokens: int, stream: bool) -> st
 
     Args:
         tag: what the answer must repeat.
-        prefill, step: seconds.
+        prefill: silent seconds.
+        step: seconds between two tokens.
         tokens: how many.
         stream: token by token.
     """
