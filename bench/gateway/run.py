@@ -87,7 +87,8 @@ def running(servers: int, slots: int, gateways: Sequence[str], maxconn: int) -> 
 
 def measure_speed(found: Results, size: Size, peers: Sequence[str], maxconn: int) -> None:
     """Requests/s, latency and CPU, each peer in turn, so that a slow minute of the machine hits all."""
-    with running(proxies.SERVERS, proxies.SLOTS, ["ptolemy", *peers], maxconn) as started, tempfile.TemporaryDirectory(prefix="ptbench-") as base:
+    names = ["ptolemy", *peers]
+    with running(proxies.SERVERS, proxies.SLOTS, names, maxconn) as started, tempfile.TemporaryDirectory(prefix="ptbench-") as base:
         turns = [(proxy.name, proxy, "") for proxy in started]
         turns.insert(2, (BATCH, started[1], proxies.BATCH_KEY))
         for number in range(size.rounds):
