@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import venv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -137,14 +138,19 @@ def litellm(directory: Path, ports: Sequence[int]) -> Iterator[Proxy]:
         "PATH": f"{LITELLM_HOME}/bin:/usr/bin:/bin",
         "HOME": str(directory),
         "LITELLM_MODE": "PRODUCTION",
-        "LITELLM_LOG": "ERROR",
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         "NO_DOCS": "True",
         "DO_NOT_TRACK": "1",
     }
     command = [LITELLM_HOME / "bin" / "litellm", "--config", directory / "litellm.yaml", "--host", "127.0.0.1", "--port", port]
-    command += ["--num_workers", os.cpu_count() or 1, "--telemetry", "False"]
+    workers = os.cpu_count() or 1
+    # Without the time-out, workers that import for more than 5 s are killed and started again, for ever.
+    command += ["--num_workers", workers, "--telemetry", "False", "--timeout_worker_healthcheck", 120]
     log = directory / "litellm.log"
     with running([str(word) for word in command], log, environment) as pid:
-        wait_for_port(port, log, seconds=120)
+        deadline = time.monotonic() + 240  # it imports for a minute on a slow machine
+        while log.read_text(errors="replace").count("Application startup complete") < workers:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"LiteLLM's {workers} workers are not ready: {log.read_text(errors='replace')[-2000:]}")
+            time.sleep(0.2)
         yield Proxy("LiteLLM", [port], pid=pid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -40,12 +41,14 @@ def per_second(rates: Sequence[Rate]) -> float:
 
 def ratio(ours: Sequence[Rate], theirs: Sequence[Rate]) -> float:
     """Requests/s in parts of a peer's, median over the rounds of what was measured side by side."""
-    return statistics.median(one.requests / one.seconds / (other.requests / other.seconds) for one, other in zip(ours, theirs))
+    pairs = [(one.requests / one.seconds, other.requests / other.seconds) for one, other in zip(ours, theirs)]
+    return statistics.median(mine / peer if peer else math.inf for mine, peer in pairs)
 
 
 def cpu_per_thousand(rates: Sequence[Rate]) -> float:
     """CPU seconds of the proxy for 1,000 requests."""
-    return 1000 * sum(rate.cpu for rate in rates) / sum(rate.requests for rate in rates)
+    requests = sum(rate.requests for rate in rates)
+    return 1000 * sum(rate.cpu for rate in rates) / requests if requests else math.inf
 
 
 def added(proxy: Sequence[float], direct: Sequence[float], share: float) -> float:
