@@ -66,6 +66,7 @@ class Gateway:
             "haproxy_server_timeout": "1h",
             "haproxy_request_timeout": "30s",
             "haproxy_maxconn": 2000,
+            "haproxy_bufsize": 262144,
             "haproxy_tls_certificate": "",
             **settings,
         }

@@ -8,8 +8,9 @@ from pathlib import Path
 import plots
 from client import percentile
 from crowd import Crowd
+from names import DIRECT, LITELLM, NGINX, OURS, SMALL
 from report import write_between
-from results import DIRECT, LITELLM, NGINX, OURS, Results, added, cpu_per_thousand, per_second, ratio
+from results import Results, added, cpu_per_thousand, per_second, ratio
 
 MARKER = "gateway"
 RATE_PLOT, LATENCY_PLOT = "gateway-rates.svg", "gateway-latency.svg"
@@ -41,6 +42,8 @@ def _verdict(found: Results) -> str:
         than += [f"{ratio(rates[OURS][:1], rates[peer][:1]):.0f} times {peer}'s" for peer in (LITELLM,) if peer in rates]
         if than:
             parts.append(f"{kind} requests/s {' and '.join(than)}")
+        if SMALL in rates and NGINX in rates:
+            parts.append(f"with buffers of 64 kB {ratio(rates[SMALL], rates[NGINX]):.2f} of {NGINX}'s")
     streams = max(found.latency)
     ours, direct = found.latency[streams][OURS], found.latency[streams][DIRECT]
     numbers = [f"{added(ours.token, direct.token, share):.2f}" for share in (0.5, 0.99)]

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 
 import svg
 from client import percentile
-from results import BATCH, DIRECT, LITELLM, NGINX, OURS, Results, cpu_per_thousand, per_second
+from names import BATCH, DIRECT, LITELLM, NGINX, OURS, SMALL
+from results import Results, cpu_per_thousand, per_second
 
-COLORS = {OURS: "#2563eb", BATCH: "#93c5fd", NGINX: "#16a34a", LITELLM: "#ea580c", DIRECT: "#475569"}
+COLORS = {OURS: "#2563eb", BATCH: "#60a5fa", SMALL: "#93c5fd", NGINX: "#16a34a", LITELLM: "#ea580c", DIRECT: "#475569"}
 LEFT, WIDTH = 200.0, 700.0
 POINTS = 200  # of a curve
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import venv
 from collections.abc import Iterator, Sequence
@@ -16,16 +17,17 @@ from pathlib import Path
 from string import Template
 
 from local_gateway import API_KEY, HAPROXY, Gateway, free_port, render
+from names import DIRECT, LITELLM, NGINX, OURS
 from processes import running, wait_for_port
 
 HERE = Path(__file__).parent
 SERVERS, SLOTS = 8, 32  # as two GPUs have it: four llama-servers of 32 slots each
 MODEL = "demo"
 BATCH_KEY = "sk-batch-0123456789abcdef"
-NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") or ""
+NGINX_PROGRAM = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") or ""
 NGINX_MODULES = "/usr/lib/nginx/modules"
-LITELLM = "1.106.12"  # the newest whose `proxy` extra could be installed from the index
-LITELLM_HOME = Path.home() / ".cache" / "ptolemy" / f"litellm-{LITELLM}"
+LITELLM_VERSION = "1.106.12"  # the newest whose `proxy` extra could be installed from the index
+LITELLM_HOME = Path.home() / ".cache" / "ptolemy" / f"litellm-{LITELLM_VERSION}"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def missing() -> list[str]:
     """Debian's packages that a run needs and this machine lacks."""
     found = {
         "haproxy": HAPROXY,
-        "nginx-light": NGINX,
+        "nginx-light": NGINX_PROGRAM,
         "libnginx-mod-http-lua": os.path.exists(f"{NGINX_MODULES}/ngx_http_lua_module.so"),
         "wrk": shutil.which("wrk"),
     }
@@ -60,7 +62,7 @@ def nginx(directory: Path, name: str, **values: object) -> contextlib.AbstractCo
     """Start an nginx with one of the configurations here."""
     text = Template((HERE / f"{name}.conf").read_text()).substitute(directory=directory, here=HERE, modules=NGINX_MODULES, **values)
     (directory / f"{name}.conf").write_text(text)
-    return running([NGINX, "-p", str(directory), "-c", str(directory / f"{name}.conf")], directory / f"{name}.log")
+    return running([NGINX_PROGRAM, "-p", str(directory), "-c", str(directory / f"{name}.conf")], directory / f"{name}.log")
 
 
 @contextlib.contextmanager
@@ -71,20 +73,29 @@ def stub_servers(directory: Path, servers: int = SERVERS, slots: int = SLOTS) ->
     with nginx(directory, "stub", listen=listen, slots=slots) as pid:
         for port in ports:
             wait_for_port(port, directory / "stub.log")
-        yield Proxy("direct", ports, pid=pid)
+        yield Proxy(DIRECT, ports, pid=pid)
 
 
 @contextlib.contextmanager
-def ptolemy(directory: Path, ports: Sequence[int], slots: int = SLOTS, maxconn: int = 9000) -> Iterator[Proxy]:
-    """Our gateway: the role's own files, rendered by Ansible; servers and the gate's width set as ptolemyd sets them."""
-    home = directory / "ptolemy"
-    home.mkdir()
-    gateway = Gateway("bench", home, haproxy_maxconn=maxconn)
+def ptolemy(directory: Path, ports: Sequence[int], slots: int, name: str = OURS, **settings: object) -> Iterator[Proxy]:
+    """Our gateway: the role's own files, rendered by Ansible; servers and the gate's width set as ptolemyd sets them.
+
+    Args:
+        directory: for its files.
+        ports: of the stub servers.
+        slots: of each of them.
+        name: in tables.
+        settings: of the role, where they differ from its defaults.
+    """
+    home = Path(tempfile.mkdtemp(prefix="ptolemy-", dir=directory))
+    home.chmod(0o755)
+    gateway = Gateway(home.name, home, **settings)
     render(directory, [gateway])
     with contextlib.ExitStack() as stack:
         stack.callback(gateway.log_socket.close)
-        sink = [sys.executable, str(HERE / "log_sink.py"), str(gateway.log_socket.fileno()), str(home / "requests.log")]
-        stack.enter_context(running(sink, home / "sink.log", pass_fds=[gateway.log_socket.fileno()]))
+        log = gateway.log_socket.fileno()
+        sink = [sys.executable, str(HERE / "log_sink.py"), str(log), str(home / "requests.log")]
+        stack.enter_context(running(sink, home / "sink.log", pass_fds=[log]))
         stack.callback(gateway.stop)
         gateway.start()
         for number, port in enumerate(ports):
@@ -92,7 +103,7 @@ def ptolemy(directory: Path, ports: Sequence[int], slots: int = SLOTS, maxconn: 
         gateway.ptolemyd.widen(MODEL, slots * len(ports))
         stack.enter_context(gateway.key(BATCH_KEY, name="batch", user="batch", tier="batch"))
         assert gateway.process
-        yield Proxy("Ptolemy", [gateway.port], pid=gateway.process.pid)
+        yield Proxy(name, [gateway.port], pid=gateway.process.pid)
 
 
 @contextlib.contextmanager
@@ -102,7 +113,7 @@ def plain_nginx(directory: Path, ports: Sequence[int], files: int = 19000) -> It
     servers = "\n".join(f"    server 127.0.0.1:{stub};" for stub in ports)
     with nginx(directory, "nginx", port=port, servers=servers, files=files, connections=files) as pid:
         wait_for_port(port, directory / "nginx.log")
-        yield Proxy("nginx", [port], pid=pid)
+        yield Proxy(NGINX, [port], pid=pid)
 
 
 def install_litellm() -> None:
@@ -114,7 +125,7 @@ def install_litellm() -> None:
     if (LITELLM_HOME / "complete").exists():
         return
     venv.create(LITELLM_HOME, clear=True, with_pip=True)
-    pip = [f"{LITELLM_HOME}/bin/pip", "install", "--quiet", "--disable-pip-version-check", f"litellm[proxy]=={LITELLM}"]
+    pip = [f"{LITELLM_HOME}/bin/pip", "install", "--quiet", "--disable-pip-version-check", f"litellm[proxy]=={LITELLM_VERSION}"]
     subprocess.run(pip, check=True, timeout=900)
     (LITELLM_HOME / "complete").touch()
 
@@ -153,4 +164,4 @@ def litellm(directory: Path, ports: Sequence[int]) -> Iterator[Proxy]:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"LiteLLM's {workers} workers are not ready: {log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.2)
-        yield Proxy("LiteLLM", [port], pid=pid)
+        yield Proxy(LITELLM, [port], pid=pid)

@@ -12,8 +12,6 @@ from crowd import Crowd
 from latency import Sample
 from rates import Rate
 
-OURS, BATCH, NGINX, LITELLM, DIRECT = "Ptolemy", "Ptolemy, batch tier", "nginx", "LiteLLM", "direct"
-
 
 @dataclass
 class Results:

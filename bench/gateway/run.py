@@ -32,7 +32,8 @@ import page  # noqa: E402
 import proxies  # noqa: E402
 import rates  # noqa: E402
 from local_gateway import HAPROXY  # noqa: E402
-from results import BATCH, LITELLM, NGINX, OURS, Results  # noqa: E402
+from names import BATCH, LITELLM, NGINX, OURS, SMALL  # noqa: E402
+from results import Results  # noqa: E402
 
 PEERS = ("nginx", "litellm")
 
@@ -78,7 +79,8 @@ def running(servers: int, slots: int, gateways: Sequence[str], maxconn: int) -> 
         directory.chmod(0o755)  # nginx's workers have an account of their own
         stub = stack.enter_context(proxies.stub_servers(directory, servers, slots))
         started = {
-            "ptolemy": lambda: proxies.ptolemy(directory, stub.ports, slots, maxconn),
+            "ptolemy": lambda: proxies.ptolemy(directory, stub.ports, slots, haproxy_maxconn=maxconn),
+            "small": lambda: proxies.ptolemy(directory, stub.ports, slots, SMALL, haproxy_maxconn=maxconn, haproxy_bufsize=65536),
             "nginx": lambda: proxies.plain_nginx(directory, stub.ports),
             "litellm": lambda: proxies.litellm(directory, stub.ports),
         }
@@ -87,7 +89,7 @@ def running(servers: int, slots: int, gateways: Sequence[str], maxconn: int) -> 
 
 def measure_speed(found: Results, size: Size, peers: Sequence[str], maxconn: int) -> None:
     """Requests/s, latency and CPU, each peer in turn, so that a slow minute of the machine hits all."""
-    names = ["ptolemy", *peers]
+    names = ["ptolemy", "small", *peers]
     with running(proxies.SERVERS, proxies.SLOTS, names, maxconn) as started, tempfile.TemporaryDirectory(prefix="ptbench-") as base:
         turns = [(proxy.name, proxy, "") for proxy in started]
         turns.insert(2, (BATCH, started[1], proxies.BATCH_KEY))
@@ -103,8 +105,9 @@ def measure_speed(found: Results, size: Size, peers: Sequence[str], maxconn: int
         for number in range(size.rounds):
             for streams in size.streams:
                 for proxy in started:
-                    if proxy.name == LITELLM and number:
-                        continue  # it takes many times as long as the others
+                    # LiteLLM takes many times as long as the others; a buffer is a matter of requests, not of tokens.
+                    if proxy.name == SMALL or (proxy.name == LITELLM and number):
+                        continue
                     sample = latency.measure(proxy, streams, size.seconds)
                     found.latency.setdefault(streams, {}).setdefault(proxy.name, latency.Sample()).add(sample)
                     say(f"round {number + 1}: {proxy.name}: {sample.streams} streams, {streams} at once, {sample.failed} failed")
@@ -141,12 +144,18 @@ def _told(one: crowd.Crowd) -> str:
 
 def versions(peers: Sequence[str]) -> list[str]:
     """What is measured, and on what."""
-    said = subprocess.run([HAPROXY, "-v"], capture_output=True, text=True, timeout=10, check=False).stdout
-    names = [f"HAProxy {said.split()[2].split('-')[0]}"]
+
+    def said(program: str) -> list[str]:
+        done = subprocess.run([program, "-v"], capture_output=True, text=True, timeout=10, check=False)
+        return (done.stdout + done.stderr).split()
+
+    names = [f"HAProxy {said(HAPROXY)[2].split('-')[0]}"]
     if NGINX in peers:
-        names.append(subprocess.run([proxies.NGINX, "-v"], capture_output=True, text=True, timeout=10, check=False).stderr.split()[-1])
+        names.append(
+            subprocess.run([proxies.NGINX_PROGRAM, "-v"], capture_output=True, text=True, timeout=10, check=False).stderr.split()[-1]
+        )
     if "litellm" in peers:
-        names.append(f"LiteLLM {proxies.LITELLM} with {os.cpu_count()} workers")
+        names.append(f"LiteLLM {proxies.LITELLM_VERSION} with {os.cpu_count()} workers")
     return [*names, f"Python {sys.version.split()[0]}", f"{os.cpu_count()} cores"]
 
 
