@@ -151,9 +151,7 @@ def versions(peers: Sequence[str]) -> list[str]:
 
     names = [f"HAProxy {said(HAPROXY)[2].split('-')[0]}"]
     if NGINX in peers:
-        names.append(
-            subprocess.run([proxies.NGINX_PROGRAM, "-v"], capture_output=True, text=True, timeout=10, check=False).stderr.split()[-1]
-        )
+        names.append(said(proxies.NGINX_PROGRAM)[-1])
     if "litellm" in peers:
         names.append(f"LiteLLM {proxies.LITELLM_VERSION} with {os.cpu_count()} workers")
     return [*names, f"Python {sys.version.split()[0]}", f"{os.cpu_count()} cores"]
