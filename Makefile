@@ -60,6 +60,7 @@ test-lint: bootstrap ## yamllint, ruff, mypy, ansible-lint, the modules' documen
 	mypy
 	cd lab && mypy --config-file ../pyproject.toml *.py
 	cd bench && mypy --config-file ../pyproject.toml *.py
+	cd bench/gateway && MYPYPATH=..:../../tests mypy --config-file ../../pyproject.toml *.py
 	mypy --package demo
 	ansible-lint --offline
 	@for module in $(MODULES); do echo "ansible-doc -t module $$module"; ansible-doc -t module $$module >/dev/null; done

@@ -49,6 +49,18 @@ def test_the_batch_does_not_starve_beside_people_who_take_every_slot(gateway: An
     asyncio.run(scenario())
 
 
+def test_batch_requests_on_every_connection_still_pass_their_gate(small_gateway: Any, stub: Any, client: Any) -> None:
+    async def scenario() -> list[int]:
+        async with stub(delay=0.02) as demo, client(small_gateway) as user:
+            small_gateway.add("demo", "a", demo.port)
+            with small_gateway.key(tier="batch") as key:
+                # Twice as many as the gateway takes at once: the gate's own connections must find room beside them.
+                batch = asyncio.gather(*(user.send(CHAT, DEMO, key=key) for _ in range(60)))
+                return [answer.status for answer in await asyncio.wait_for(batch, 20)]
+
+    assert asyncio.run(scenario()) == [200] * 60
+
+
 def test_a_waiting_batch_survives_reloads(gateway: Any, stub: Any, client: Any) -> None:
     async def scenario() -> list[int]:
         async with stub(delay=0.05) as demo, client(gateway) as user:
