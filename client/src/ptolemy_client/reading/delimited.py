@@ -1,0 +1,161 @@
+"""CSV and TSV: encoding and delimiter are detected, quoted newlines belong to their cell."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+from itertools import islice
+from pathlib import Path
+from typing import IO, Iterator, Optional, Sequence
+
+import charset_normalizer
+import pyarrow as pa
+
+from ..errors import BatchError
+from .table import BATCH_ROWS, Options, unique_names
+
+_SAMPLE = 1 << 16  # bytes
+_LONGEST_CELL = 1 << 24  # characters; a longer one is an unclosed quote
+_NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+class DelimitedTable:
+    """A CSV or TSV file; every cell is a string, as it stands there. Blank lines are no rows. See ``Table``."""
+
+    def __init__(self, path: Path, options: Options) -> None:
+        self.path = path
+        self._encoding = options.encoding or detect_encoding(path)
+        self._quoting = csv.QUOTE_MINIMAL if options.quotes else csv.QUOTE_NONE
+        csv.field_size_limit(_LONGEST_CELL)
+        self._delimiter = options.delimiter or self._detect_delimiter()
+        header = next((cells for _, cells in self._rows()), [])
+        if not header:
+            raise BatchError(f"{path}: has no header line")
+        self._names = unique_names(header)
+        self.schema = pa.schema([(name, pa.string()) for name in self._names])
+        self.described = f"{self._encoding}, {_NAMES.get(self._delimiter, repr(self._delimiter))} between the cells"
+
+    def batches(self, columns: Optional[Sequence[str]] = None) -> Iterator[pa.RecordBatch]:
+        """See ``Table``. A line with too few cells is filled with empty ones.
+
+        Raises:
+            BatchError: a line with more cells than the header, or broken quotes.
+        """
+        width = len(self._names)
+        chosen = [number for number, name in enumerate(self._names) if columns is None or name in columns]
+        schema = pa.schema([self.schema.field(number) for number in chosen])
+        rows = self._rows()
+        next(rows, None)
+        while some := list(islice(rows, BATCH_ROWS)):
+            for line, cells in some:
+                if len(cells) < width:
+                    cells += [""] * (width - len(cells))
+                elif len(cells) > width:
+                    if any(cells[width:]):
+                        raise BatchError(
+                            f"{self.path}, line {line}: {len(cells)} cells, but the header has {width}; put cells that hold the delimiter"
+                            " into quotes, or name another one with --delimiter"
+                        )
+                    del cells[width:]
+            yield pa.RecordBatch.from_arrays(
+                [pa.array([cells[number] for _, cells in some], pa.string()) for number in chosen], schema=schema
+            )
+
+    def _rows(self) -> Iterator[tuple[int, list[str]]]:
+        """Each row that is not blank, with the number of its last line."""
+        try:
+            with self._open() as file:
+                # Strict: otherwise a quote that is never closed would silently swallow all rows behind it.
+                reader = csv.reader(file, delimiter=self._delimiter, quoting=self._quoting, strict=True)
+                try:
+                    for cells in reader:
+                        if cells:
+                            yield reader.line_num, cells
+                except csv.Error as error:
+                    raise BatchError(
+                        f"{self.path}, line {reader.line_num}: {error}; if quotation marks are ordinary letters in this file, add --no-quotes"
+                    ) from error
+        except (UnicodeError, LookupError) as error:
+            raise BatchError(f"{self.path}: cannot be read as {self._encoding}: {error}; name the right one with --encoding") from error
+
+    def _open(self) -> IO[str]:
+        return self.path.open(encoding=self._encoding, newline="")
+
+    def _detect_delimiter(self) -> str:
+        if self.path.suffix.lower() in {".tsv", ".tab"}:
+            return "\t"
+        try:
+            with self._open() as file:
+                sample = file.read(_SAMPLE)
+        except (UnicodeError, LookupError) as error:
+            raise BatchError(f"{self.path}: cannot be read as {self._encoding}: {error}; name the right one with --encoding") from error
+        return max(_NAMES, key=lambda candidate: _fit(sample, candidate, self._quoting))
+
+
+def _fit(sample: str, delimiter: str, quoting: int) -> tuple[float, int]:
+    """How well a delimiter explains a sample: the share of rows with as many cells as the header, and that number."""
+    widths = []
+    try:
+        for cells in csv.reader(sample.splitlines(keepends=True), delimiter=delimiter, quoting=quoting, strict=True):
+            if cells:
+                widths.append(len(cells))
+    except csv.Error:
+        # The sample's last row may be cut off inside quotes; any other error makes what was read so far small.
+        pass
+    if not widths or widths[0] == 1:
+        return 0.0, 0
+    return sum(width == widths[0] for width in widths) / len(widths), widths[0]
+
+
+def detect_encoding(path: Path) -> str:
+    """The encoding of a text file: its byte order mark; UTF-8 if all of it is; else a guess from where it is not."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with path.open("rb") as file:
+        head = file.read(_SAMPLE)
+        for mark, name in _MARKS:
+            if head.startswith(mark):
+                return name
+        if head.count(0) > len(head) // 8:
+            return "utf-16-le" if head[1::2].count(0) > head[::2].count(0) else "utf-16-be"
+        piece = head
+        before = b""
+        while piece:
+            try:
+                decoder.decode(piece)
+            except UnicodeDecodeError as error:
+                return _guess((before + piece)[max(error.start - _SAMPLE // 2, 0) :][:_SAMPLE])
+            before, piece = piece[-_SAMPLE // 2 :], file.read(_SAMPLE * 16)
+    try:
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return _guess(before)
+    return "utf-8"
+
+
+def _guess(sample: bytes) -> str:
+    # Only the lines that differ tell something; and among western encodings the most common one wins where several fit.
+    lines = b"\n".join(line for line in sample.splitlines() if not line.isascii())
+    found = charset_normalizer.from_bytes(lines)
+    fitting = [match.encoding for match in found]
+    if "cp1252" in fitting[:1] or not fitting or _western(fitting[0]):
+        return "cp1252" if _decodes(lines, "cp1252") else "latin-1"
+    return fitting[0]
+
+
+def _western(encoding: str) -> bool:
+    return encoding in {"cp1250", "cp1252", "cp1254", "cp1257", "cp1258", "latin_1", "iso8859_15", "iso8859_9", "hp_roman8"}
+
+
+def _decodes(sample: bytes, encoding: str) -> bool:
+    try:
+        sample.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
