@@ -29,7 +29,7 @@ class Stub:
         self.log = open(options.log, "ab", buffering=0) if options.log != "-" else None  # noqa: SIM115 - open as long as the stub
         self.random = random.Random(0)
         self.busy = 0
-        self.names: dict[bytes, list[str]] = {}
+        self.tasks: set[asyncio.Task[None]] = set()
 
     def models(self) -> dict[str, Any]:
         facts = {"object": "model", "status": "ready", "context_length": 2048, "slots": self.options.slots, "sha256": "5" * 64}
@@ -91,7 +91,9 @@ class Connection(asyncio.Protocol):
         elif not head.startswith(b"post /v1/chat/completions"):
             self.send(404, b'{"error":{"message":"Unknown request URL","code":"unknown_url"}}')
         elif self.stub.options.delay:
-            asyncio.ensure_future(self.later(body))
+            task = asyncio.ensure_future(self.later(body))
+            self.stub.tasks.add(task)
+            task.add_done_callback(self.stub.tasks.discard)
         else:
             self.send(*self.stub.answer(body))
 

@@ -19,7 +19,7 @@ from .labels import read_labels
 from .prompts import Prompt
 from .reading import Options, open_table
 from .session import Plan, carry_out, ledger_path
-from .settings import Settings, settings
+from .settings import Settings, find_settings
 from .sources import BatchFile, Source, TableSource, Verbatim
 from .tasks import Classify, Extract, Task
 
@@ -34,7 +34,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             from .evaluate import evaluate
 
             return evaluate(arguments)
-        given = settings(arguments.url, arguments.key_file, arguments.model)
+        given = find_settings(arguments.url, arguments.key_file, arguments.model)
         if arguments.command == "models":
             return _models(given, arguments.json)
         return _run(arguments, given)
@@ -95,8 +95,9 @@ def _job(arguments: argparse.Namespace, model: str) -> tuple[Source, Task]:
             constraint=arguments.constraint, prefix=arguments.prefix, parameters=parameters,
         )  # fmt: skip
     else:
+        instructions = _text(arguments.instructions, "read the instructions") if arguments.instructions else ""
         task = Extract(
-            model, _schema(arguments.schema), instructions=_text(arguments.instructions, "read the instructions") if arguments.instructions else "",
+            model, _schema(arguments.schema), instructions=instructions,
             max_tokens=arguments.max_tokens, prefix=arguments.prefix, parameters=parameters,
         )  # fmt: skip
     return TableSource(table, prompt, task, arguments.prefix), task

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import Any, Iterator, Optional
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress as Bar, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn
+from rich.progress import Progress as Bar
 
 from .ledger import Counts
 from .runner import Progress

@@ -76,7 +76,6 @@ class Gateway:
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
         self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT)
-        self._session: Optional[aiohttp.ClientSession] = None
 
     async def __aenter__(self) -> Gateway:
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=20, socket_factory=_socket)
@@ -84,12 +83,10 @@ class Gateway:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self._session
         await self._session.close()
 
     async def ask(self, path: str, body: Optional[bytes], timeout: Optional[float] = None) -> Reply:
         """POST a body, or GET where there is none. Never raises for what the network does: see ``Reply``."""
-        assert self._session
         loop = asyncio.get_running_loop()
         began = loop.time()
         limit = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT) if timeout else self._timeout

@@ -86,9 +86,14 @@ class Counts:
     tokens_out: int
 
     @property
+    def asked(self) -> int:
+        """Requests that have an answer or were given up."""
+        return self.answered + self.failed
+
+    @property
     def pending(self) -> int:
         """Requests that have no answer yet."""
-        return self.distinct - self.answered - self.failed
+        return self.distinct - self.asked
 
 
 class Ledger:
@@ -179,7 +184,8 @@ class Ledger:
             if rows is not None:
                 self._db.executemany("INSERT INTO chosen VALUES (?)", ((row,) for row in rows))
                 self._db.execute(
-                    "INSERT INTO wanted SELECT request, count(*) FROM rows WHERE n IN (SELECT n FROM chosen) AND request NOT NULL GROUP BY 1"
+                    "INSERT INTO wanted SELECT request, count(*) FROM rows"
+                    " WHERE n IN (SELECT n FROM chosen) AND request NOT NULL GROUP BY request"
                 )
 
     def total(self) -> int:
@@ -189,15 +195,12 @@ class Ledger:
 
     def page(self, after: int, size: int) -> list[Request]:
         """The next pending requests behind that id."""
+        query = (
+            f"SELECT r.id, r.body, s.copies FROM {self._scope} s JOIN requests r ON r.id = s.id LEFT JOIN answers a ON a.id = s.id"
+            " WHERE s.id > ? AND a.id IS NULL ORDER BY s.id LIMIT ?"
+        )
         with self._errors():
-            return [
-                Request(*found)
-                for found in self._db.execute(
-                    f"SELECT r.id, r.body, s.copies FROM {self._scope} s JOIN requests r ON r.id = s.id LEFT JOIN answers a ON a.id = s.id"
-                    " WHERE s.id > ? AND a.id IS NULL ORDER BY s.id LIMIT ?",
-                    (after, size),
-                )
-            ]
+            return [Request(*found) for found in self._db.execute(query, (after, size))]
 
     def record(self, answers: Sequence[Answer]) -> None:
         """Record answers, all or none. Once this returns they survive a power cut."""
@@ -215,12 +218,11 @@ class Ledger:
         with self._errors():
             rows, asked = self._db.execute(f"SELECT count(*), count(request) FROM rows{chosen}").fetchone()
             distinct = self._db.execute(f"SELECT count(*) FROM {self._scope}").fetchone()[0]
-            states = {
-                state: facts
-                for state, *facts in self._db.execute(
-                    f"SELECT state, count(*), sum(s.copies), sum(tokens_in), sum(tokens_out) FROM {self._scope} s JOIN answers USING (id) GROUP BY 1"
-                )
-            }
+            query = (
+                "SELECT state, count(*), sum(s.copies), sum(tokens_in), sum(tokens_out)"
+                f" FROM {self._scope} s JOIN answers USING (id) GROUP BY state"
+            )
+            states = {state: facts for state, *facts in self._db.execute(query)}
         good, bad = states.get(ANSWERED, [0] * 4), states.get(FAILED, [0] * 4)
         return Counts(rows, rows - asked, distinct, good[0], bad[0], good[1], bad[1], good[2] + bad[2], good[3] + bad[3])
 
@@ -236,10 +238,10 @@ class Ledger:
     def errors(self, most: int) -> list[tuple[str, int]]:
         """The most frequent errors of failed requests."""
         with self._errors():
-            return self._db.execute(
-                f"SELECT error, count(*) FROM {self._scope} s JOIN answers USING (id) WHERE state = ? GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT ?",
-                (FAILED, most),
-            ).fetchall()
+            query = (
+                f"SELECT error, count(*) FROM {self._scope} s JOIN answers USING (id) WHERE state = ? GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT ?"
+            )
+            return self._db.execute(query, (FAILED, most)).fetchall()
 
     @property
     def _scope(self) -> str:
@@ -266,7 +268,7 @@ class Ledger:
             if "locked" in reason:
                 reason = "another ptolemy-batch is working on it"
             elif "full" in reason or "disk I/O" in reason:
-                reason = "the disk is full, or its quota is used up: make room, then run the same command again; what was answered is kept"
+                reason = "the disk is full, or your quota used up: make room, then run the same command again; all answers are kept"
             elif "unable to open" in reason or "readonly" in reason:
                 reason = "the directory does not exist or cannot be written: choose another place for the output"
             elif "not a database" in reason or "malformed" in reason:

@@ -38,7 +38,7 @@ def plain(value: Any) -> Any:
 
 def page(
     plan: Plan, counts: Counts, total: int, labels: Counter[str], progress: Progress, times: Mapping[str, Any], url: str,
-    before: Optional[Mapping[str, Any]], after: Optional[Mapping[str, Any]], input_sha256: str,
+    before: Mapping[str, Any], after: Mapping[str, Any], input_sha256: str,
 ) -> dict[str, Any]:  # fmt: skip
     """The sidecar's content."""
     return {
@@ -47,7 +47,7 @@ def page(
         "input": {"file": plan.source.path.name, "sha256": input_sha256, "rows": total, "read_as": plan.source.described},
         "output": {"file": plan.out.name, "sha256": file_sha256(plan.out), "rows": counts.rows},
         "gateway": url,
-        # As the gateway reported it when this run began and ended; null where nothing was left to ask.
+        # As the gateway reported it when this run began and ended.
         "model": {"name": plan.task.facts["model"], "at_start": before, "at_end": after, "changed": before != after},
         "request": {**plain(plan.task.facts), **plain(plan.source.facts)},
         "sample": {"limit": plan.limit, "sample": plan.sample, "seed": plan.seed if plan.sample is not None else None},

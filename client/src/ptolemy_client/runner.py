@@ -166,7 +166,7 @@ class Runner:
                 wait = pace.held(loop.time())
                 if wait:
                     # Looked at again soon: an answer ends the hold.
-                    await asyncio.sleep(min(wait, 0.05) * (1 + random.random()))  # noqa: S311 - no secret
+                    await asyncio.sleep(min(wait, 0.05) * (1 + random.random()))
                     self._check_patience(loop.time())
                     continue
                 item = self._ready.popleft()
@@ -177,7 +177,7 @@ class Runner:
                 finally:
                     self._asking -= 1
                 self._judge(item, reply, loop.time())
-                if len(self._ready) < PAGE and not self._exhausted or progress.active < pace.limit:
+                if (len(self._ready) < PAGE and not self._exhausted) or progress.active < pace.limit:
                     self._go_on()
         finally:
             progress.active -= 1
@@ -247,7 +247,7 @@ class Runner:
         """Send it again after a delay, spread by chance so that not all come at once."""
         self.progress.retries += 1
         self._waiting += 1
-        asyncio.get_running_loop().call_later(delay * (0.5 + random.random()), self._requeue, item)  # noqa: S311 - no secret
+        asyncio.get_running_loop().call_later(delay * (0.5 + random.random()), self._requeue, item)
 
     def _requeue(self, item: Item) -> None:
         self._waiting -= 1

@@ -108,12 +108,16 @@ def open_ledger(plan: Plan) -> Ledger:
     ledger = Ledger(path)
     facts = {"kind": plan.task.kind, **plan.task.facts, **plan.source.facts}
     known = ledger.meta("job")
+    if known is not None and known != provenance.plain(facts) and not ledger.counts().asked:
+        # Nothing was paid for yet: a mistake was mended before the first answer.
+        ledger.note("indexed", None)
+        known = None
     if known is not None and known != provenance.plain(facts):
         differing = sorted(key for key in {*known, *facts} if known.get(key) != provenance.plain(facts).get(key))
         ledger.close()
         raise BatchError(
-            f"{path}: belongs to a run that differs in: {', '.join(differing)}. Choose another output with -o, or add --restart to forget its"
-            " answers"
+            f"{path}: belongs to a run that differs in: {', '.join(differing)}."
+            " Choose another output with -o, or add --restart to forget its answers"
         )
     if known is None:
         ledger.note("job", facts)
@@ -131,7 +135,7 @@ def index(plan: Plan, ledger: Ledger, display: Display) -> None:
     if not total:
         raise BatchError(f"{plan.source.path}: has no rows")
     if plan.sample is not None and plan.sample < total:
-        ledger.choose(random.Random(plan.seed).sample(range(total), plan.sample))  # noqa: S311 - no secret
+        ledger.choose(random.Random(plan.seed).sample(range(total), plan.sample))
     elif plan.limit is not None and plan.limit < total:
         ledger.choose(range(plan.limit))
     if plan.retry_failed:
@@ -183,29 +187,35 @@ def carry_out(plan: Plan, gateway: Gateway, display: Display) -> Outcome:
     Raises:
         BatchError, Interrupted: see the steps.
     """
+    model = asyncio.run(_model(plan, gateway))
     ledger = open_ledger(plan)
     try:
         index(plan, ledger, display)
         started = time.time()
-        progress, seconds, before, after = asyncio.run(_asked(plan, ledger, gateway, display))
+        progress, seconds, after = asyncio.run(_asked(plan, ledger, gateway, int(model.get("slots") or 0), display))
         display.step(f"writing {plan.out}")
         rows, labels = plan.source.write(plan.out, ledger)
         counts = ledger.counts()
-        assert rows == counts.rows, (rows, counts)
+        if rows != counts.rows:
+            raise BatchError(
+                f"{plan.out}: has {rows:,} rows instead of {counts.rows:,}: this is a fault of ptolemy-batch, please report it"
+            )
         total = ledger.total()
         times = {"created": ledger.meta("created"), "started": started, "finished": time.time(), "asking_seconds": round(seconds, 3)}
-        page = provenance.page(plan, counts, total, labels, progress, times, gateway.url, before, after, ledger.meta("indexed"))
+        page = provenance.page(plan, counts, total, labels, progress, times, gateway.url, model, after, ledger.meta("indexed"))
         provenance.save(plan.out, page)
         return Outcome(counts, total, labels, progress, seconds, ledger.errors(5) if counts.failed else [])
     finally:
         ledger.close()
 
 
-async def _asked(plan: Plan, ledger: Ledger, gateway: Gateway, display: Display) -> tuple[Progress, float, Any, Any]:
+async def _model(plan: Plan, gateway: Gateway) -> dict[str, Any]:
+    """What the gateway says of the model: a wrong key or name is found before anything is read or written."""
     async with gateway:
-        model = str(plan.task.facts["model"])
-        before = await gateway.model(model) if ledger.counts().pending else None
-        slots = int((before or {}).get("slots") or 0)
+        return await gateway.model(str(plan.task.facts["model"]))
+
+
+async def _asked(plan: Plan, ledger: Ledger, gateway: Gateway, slots: int, display: Display) -> tuple[Progress, float, dict[str, Any]]:
+    async with gateway:
         progress, seconds = await ask(plan, ledger, gateway, slots, display)
-        after = await gateway.model(model) if before else None
-        return progress, seconds, before, after
+        return progress, seconds, await gateway.model(str(plan.task.facts["model"]))

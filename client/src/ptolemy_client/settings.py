@@ -31,11 +31,10 @@ def user_file() -> Path:
     return Path(base, "ptolemy", "client.yml")
 
 
-def settings(url: Optional[str], key_file: Optional[Path], model: Optional[str]) -> Settings:
-    """What holds for this run.
+def find_settings(url: Optional[str], key_file: Optional[Path], model: Optional[str]) -> Settings:
+    """The settings that hold for this run.
 
-    Args:
-        url, key_file, model: from the command line.
+    The arguments are those of the command line.
 
     Raises:
         BatchError: no address, or a file that is broken or that others can read.

@@ -53,7 +53,7 @@ class TableSource:
 
     def __init__(self, table: Table, prompt: Prompt, task: Task, prefix: str) -> None:
         self.path, self.described = table.path, table.described
-        self.facts = {"prompt": prompt.source, "text": prompt.text}
+        self.facts: Mapping[str, Any] = {"prompt": prompt.source, "text": prompt.text}
         self._table, self._prompt, self._task, self._prefix = table, prompt, task, prefix
         taken = sorted(set(table.schema.names) & {*task.columns.names, f"{prefix}status", f"{prefix}error"})
         if taken:
@@ -61,7 +61,8 @@ class TableSource:
 
     def rows(self) -> Iterator[Sequence[Row]]:
         """See ``Source``."""
-        for batch in self._table.batches(self._prompt.used):
+        # A template without any column still has a prompt for each row.
+        for batch in self._table.batches(self._prompt.used or self._table.schema.names[:1]):
             yield [self._row(row) for row in _dictionaries(batch)]
 
     def _row(self, row: Mapping[str, Any]) -> Row:

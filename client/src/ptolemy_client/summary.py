@@ -39,7 +39,8 @@ def tell(plan: Plan, outcome: Outcome, ledger: Path, display: Display) -> None:
     asked = f"{outcome.progress.requests:,} asked now in {duration(outcome.seconds)}{rate}"
     lines = [
         f"{plan.out}: {counts.rows:,} rows" + (f" of {outcome.total:,}" if outcome.partial else ""),
-        f"  {counts.rows_answered:,} answered, {counts.rows_failed:,} failed, {counts.empty:,} empty; {counts.distinct:,} distinct, {asked}",
+        f"  {counts.rows_answered:,} answered, {counts.rows_failed:,} failed, {counts.empty:,} empty",
+        f"  {counts.distinct:,} distinct, {asked}",
     ]
     lines += [f"  {number:,} requests failed: {error[:200]}" for error, number in outcome.errors]
     if counts.failed:

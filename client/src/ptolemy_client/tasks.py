@@ -102,14 +102,10 @@ class Classify(_Chat):
         if probabilities:
             limits.update(logprobs=True, top_logprobs=1 if many else confidence.TOP)
         super().__init__(model, system, {**limits, **self._constrained(), **parameters})
-        fields = [("labels", pa.list_(pa.string()))] if many else [("label", pa.string())]
+        fields: list[tuple[str, pa.DataType]] = [("labels", pa.list_(pa.string()))] if many else [("label", pa.string())]
         fields += [("confidence", pa.float64())] if probabilities else []
         self.columns = pa.schema([(prefix + name, kind) for name, kind in fields])
-        self.facts = {"model": model, "system": system, "parameters": self.parameters, "labels": labels.names}
-        if self._constraint == "grammar":
-            self._allowed = confidence.continues(self._names)
-        else:
-            self._allowed = confidence.continues([json.dumps({"label": name}, ensure_ascii=False) for name in self._names])
+        self.facts: Mapping[str, Any] = {"model": model, "system": system, "parameters": self.parameters, "labels": labels.names}
 
     def _constrained(self) -> dict[str, Any]:
         if self._constraint == "grammar":
@@ -133,9 +129,10 @@ class Classify(_Chat):
             found = sorted(set(found), key=self._names.index)
         kept = [found]
         if self._probabilities:
-            tokens = (choice.get("logprobs") or {}).get("content") or []
-            probability = confidence.product(tokens, None if self._many else self._allowed)
-            kept.append(None if probability is None else round(probability, 6))
+            steps = (choice.get("logprobs") or {}).get("content") or []
+            simple = self._constraint == "grammar" and not self._many
+            probability = confidence.of_label(steps, self._names, found) if simple else confidence.of_answer(steps)
+            kept.append(None if probability is None else float(f"{probability:.4g}"))
         return json.dumps(kept, ensure_ascii=False)
 
     def cells(self, kept: str) -> Sequence[Any]:
@@ -162,7 +159,7 @@ class Extract(_Chat):
         kinds = [_column_type(schema["properties"][name]) for name in self._properties]
         self._plain = [kind is not None for kind in kinds]
         self.columns = pa.schema([(prefix + name, kind or pa.string()) for name, kind in zip(self._properties, kinds)])
-        self.facts = {"model": model, "system": system, "parameters": self.parameters, "schema": schema}
+        self.facts: Mapping[str, Any] = {"model": model, "system": system, "parameters": self.parameters, "schema": schema}
 
     def read(self, answer: Mapping[str, Any]) -> str:
         text, _ = _content(answer)
@@ -188,4 +185,5 @@ def _column_type(schema: Any) -> Optional[pa.DataType]:
     kind = schema.get("type") if isinstance(schema, dict) else None
     if isinstance(kind, list):
         kind = kind[0] if len(kind) == 2 and kind[1] == "null" else None
-    return {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}.get(str(kind))
+    types: dict[str, pa.DataType] = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
+    return types.get(str(kind))

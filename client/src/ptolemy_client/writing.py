@@ -130,7 +130,8 @@ def _writer(path: Path, ending: str, schema: pa.Schema) -> Iterator[Put]:
 
 
 def _delimited(text: IO[str], delimiter: str, schema: pa.Schema) -> Put:
-    writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
+    # RFC 4180's line ends: with them, Python before 3.13 quotes a lone carriage return, too.
+    writer = csv.writer(text, delimiter=delimiter, lineterminator="\r\n")
     writer.writerow(schema.names)
 
     def put(batch: pa.RecordBatch) -> None:

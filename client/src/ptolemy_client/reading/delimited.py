@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 from itertools import islice
 from pathlib import Path
-from typing import IO, Iterator, Optional, Sequence
+from typing import IO, Iterator, Literal, Optional, Sequence
 
 import charset_normalizer
 import pyarrow as pa
@@ -32,7 +33,7 @@ class DelimitedTable:
     def __init__(self, path: Path, options: Options) -> None:
         self.path = path
         self._encoding = options.encoding or detect_encoding(path)
-        self._quoting = csv.QUOTE_MINIMAL if options.quotes else csv.QUOTE_NONE
+        self._quotes = options.quotes
         csv.field_size_limit(_LONGEST_CELL)
         self._delimiter = options.delimiter or self._detect_delimiter()
         header = next((cells for _, cells in self._rows()), [])
@@ -55,32 +56,28 @@ class DelimitedTable:
         next(rows, None)
         while some := list(islice(rows, BATCH_ROWS)):
             for line, cells in some:
-                if len(cells) < width:
-                    cells += [""] * (width - len(cells))
-                elif len(cells) > width:
-                    if any(cells[width:]):
-                        raise BatchError(
-                            f"{self.path}, line {line}: {len(cells)} cells, but the header has {width}; put cells that hold the delimiter"
-                            " into quotes, or name another one with --delimiter"
-                        )
-                    del cells[width:]
-            yield pa.RecordBatch.from_arrays(
-                [pa.array([cells[number] for _, cells in some], pa.string()) for number in chosen], schema=schema
-            )
+                if any(cells[width:]):
+                    raise BatchError(
+                        f"{self.path}, line {line}: {len(cells)} cells, but the header has {width}; put cells that hold the delimiter"
+                        " into quotes, or name another one with --delimiter"
+                    )
+                cells.extend([""] * (width - len(cells)))
+            arrays = [pa.array([cells[number] for _, cells in some], pa.string()) for number in chosen]
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
         """Each row that is not blank, with the number of its last line."""
         try:
             with self._open() as file:
                 # Strict: otherwise a quote that is never closed would silently swallow all rows behind it.
-                reader = csv.reader(file, delimiter=self._delimiter, quoting=self._quoting, strict=True)
+                reader = csv.reader(file, delimiter=self._delimiter, quoting=_quoting(self._quotes), strict=True)
                 try:
                     for cells in reader:
                         if cells:
                             yield reader.line_num, cells
                 except csv.Error as error:
                     raise BatchError(
-                        f"{self.path}, line {reader.line_num}: {error}; if quotation marks are ordinary letters in this file, add --no-quotes"
+                        f"{self.path}, line {reader.line_num}: {error}; where quotation marks are just letters, add --no-quotes"
                     ) from error
         except (UnicodeError, LookupError) as error:
             raise BatchError(f"{self.path}: cannot be read as {self._encoding}: {error}; name the right one with --encoding") from error
@@ -96,14 +93,14 @@ class DelimitedTable:
                 sample = file.read(_SAMPLE)
         except (UnicodeError, LookupError) as error:
             raise BatchError(f"{self.path}: cannot be read as {self._encoding}: {error}; name the right one with --encoding") from error
-        return max(_NAMES, key=lambda candidate: _fit(sample, candidate, self._quoting))
+        return max(_NAMES, key=lambda candidate: _fit(sample, candidate, self._quotes))
 
 
-def _fit(sample: str, delimiter: str, quoting: int) -> tuple[float, int]:
+def _fit(sample: str, delimiter: str, quotes: bool) -> tuple[float, int]:
     """How well a delimiter explains a sample: the share of rows with as many cells as the header, and that number."""
     widths = []
     try:
-        for cells in csv.reader(sample.splitlines(keepends=True), delimiter=delimiter, quoting=quoting, strict=True):
+        for cells in csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter, quoting=_quoting(quotes), strict=True):
             if cells:
                 widths.append(len(cells))
     except csv.Error:
@@ -112,6 +109,10 @@ def _fit(sample: str, delimiter: str, quoting: int) -> tuple[float, int]:
     if not widths or widths[0] == 1:
         return 0.0, 0
     return sum(width == widths[0] for width in widths) / len(widths), widths[0]
+
+
+def _quoting(quotes: bool) -> Literal[0, 3]:
+    return csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
 
 
 def detect_encoding(path: Path) -> str:
@@ -130,7 +131,7 @@ def detect_encoding(path: Path) -> str:
             try:
                 decoder.decode(piece)
             except UnicodeDecodeError as error:
-                return _guess((before + piece)[max(error.start - _SAMPLE // 2, 0) :][:_SAMPLE])
+                return _guess((before + piece)[max(len(before) + error.start - _SAMPLE // 2, 0) :][:_SAMPLE])
             before, piece = piece[-_SAMPLE // 2 :], file.read(_SAMPLE * 16)
     try:
         decoder.decode(b"", final=True)

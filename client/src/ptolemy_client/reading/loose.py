@@ -43,10 +43,10 @@ class _LooseTable:
         schema = pa.schema([column for column in self.schema if columns is None or column.name in columns])
         rows = self._rows()
         while some := list(islice(rows, BATCH_ROWS)):
-            if not len(schema):
-                yield pa.RecordBatch.from_arrays([pa.nulls(len(some))], names=[""])
-                continue
-            arrays = [pa.array([_fitted(row.get(column.name), column.type) for row in some], column.type) for column in schema]
+            try:
+                arrays = [pa.array([_fitted(row.get(column.name), column.type) for row in some], column.type) for column in schema]
+            except UnicodeEncodeError as error:
+                raise BatchError(f"{self.path}: a text holds half a character ({error.object!r:.80}), which no file can hold") from error
             yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
@@ -102,12 +102,13 @@ class _Cells:
 
     def __init__(self, path: Path, sheet: Optional[str]) -> None:
         import openpyxl
+        from openpyxl.utils.exceptions import InvalidFileException
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about styles and validations, which are not read
             try:
                 self._book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-            except (zipfile.BadZipFile, KeyError, ValueError, openpyxl.utils.exceptions.InvalidFileException) as error:
+            except (zipfile.BadZipFile, KeyError, ValueError, InvalidFileException) as error:
                 raise BatchError(f"{path}: not an Excel workbook (.xlsx): {error}") from error
         self.title = sheet or self._book.sheetnames[0]
         if self.title not in self._book.sheetnames:

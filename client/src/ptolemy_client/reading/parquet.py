@@ -31,17 +31,6 @@ class ParquetTable:
         chosen = [name for name in self.schema.names if columns is None or name in columns]
         try:
             with pq.ParquetFile(self.path) as file:
-                if not chosen:
-                    # A template without columns still has one prompt for each row.
-                    for group in range(file.num_row_groups):
-                        yield from _bare(file.metadata.row_group(group).num_rows)
-                    return
                 yield from file.iter_batches(BATCH_ROWS, columns=chosen)
         except pa.ArrowException as error:
             raise BatchError(f"{self.path}: cannot be read: {error}") from error
-
-
-def _bare(rows: int) -> Iterator[pa.RecordBatch]:
-    for first in range(0, rows, BATCH_ROWS):
-        count = min(BATCH_ROWS, rows - first)
-        yield pa.RecordBatch.from_arrays([pa.nulls(count)], names=[""])

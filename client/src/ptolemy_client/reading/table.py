@@ -44,7 +44,7 @@ class Table(Protocol):
     described: str
 
     def batches(self, columns: Optional[Sequence[str]] = None) -> Iterator[pa.RecordBatch]:
-        """All rows in order, some thousand at a time; only the columns named, in the order of the schema.
+        """All rows in order, some thousand at a time; only the columns named (at least one), in the order of the schema.
 
         Raises:
             BatchError: the file is broken; the message names the line.
