@@ -32,7 +32,10 @@ TABLES = st.integers(1, 5).flatmap(
 quick = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def rows(path: Path, options: Options = Options(), columns: list[str] | None = None) -> list[dict]:
+DETECTED = Options()
+
+
+def rows(path: Path, options: Options = DETECTED, columns: list[str] | None = None) -> list[dict]:
     return [row for batch in open_table(path, options).batches(columns) for row in batch.to_pylist()]
 
 

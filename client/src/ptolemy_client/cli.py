@@ -16,7 +16,7 @@ from .display import Display
 from .errors import BatchError, Interrupted, told_plainly
 from .gateway import Gateway
 from .labels import read_labels
-from .prompts import Prompt
+from .prompts import PLAIN, Prompt
 from .reading import Options, open_table
 from .session import Plan, carry_out, ledger_path
 from .settings import Settings, find_settings
@@ -86,7 +86,7 @@ def _job(arguments: argparse.Namespace, model: str) -> tuple[Source, Task]:
         raise BatchError("say what to ask about: --text COLUMN, or a template over the columns with --prompt FILE")
     options = Options(arguments.encoding, arguments.delimiter, not arguments.no_quotes, arguments.sheet)
     table = open_table(arguments.input, options)
-    source = "{{ text }}" if arguments.prompt is None else _text(arguments.prompt, "read the template")
+    source = PLAIN if arguments.prompt is None else _text(arguments.prompt, "read the template")
     prompt = Prompt(source, table.schema.names, arguments.text, str(arguments.prompt or "--text"))
     task: Task
     if arguments.command == "classify":

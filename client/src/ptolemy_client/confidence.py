@@ -15,26 +15,25 @@ from typing import Any, Mapping, Optional, Sequence
 TOP = 20  # alternatives asked for at each step
 
 
-def of_label(steps: Sequence[Mapping[str, Any]], names: Sequence[str], given: str) -> Optional[float]:
+def of_label(steps: Sequence[Mapping[str, Any]], names: Sequence[bytes], given: str) -> Optional[float]:
     """The probability of a label under the constraint that the answer is one of the names.
 
     Args:
         steps: OpenAI's ``logprobs.content``; the end of the answer may be among them, as an empty token.
-        names: the labels.
+        names: the labels, in UTF-8.
         given: the one that was answered.
 
     Returns:
         Between 0 and 1; None where the server sent no probabilities.
     """
-    known = [name.encode() for name in names]
     label, before, total = given.encode(), b"", 0.0
     for step in steps:
-        if [name for name in known if name.startswith(before)] == [label]:
+        if [name for name in names if name.startswith(before)] == [label]:
             break  # decided
         chosen = _text(step)
         reported = {_text(other): math.exp(other["logprob"]) for other in step.get("top_logprobs") or []}
         if chosen in reported:
-            ways = {token: _leads(known, before, token) for token in reported}
+            ways = {token: _leads(names, before, token) for token in reported}
             to_any = sum(reported[token] for token, found in ways.items() if found)
             to_label = sum(reported[token] for token, found in ways.items() if token == chosen or found == [label])
             total += math.log(to_label / to_any)

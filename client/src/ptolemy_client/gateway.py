@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from dataclasses import dataclass
-from typing import Any, Mapping, Optional
+import time
+from typing import Any, Mapping, NamedTuple, Optional
 
 import aiohttp
 import orjson
+from yarl import URL
 
 from . import __version__
 from .errors import BatchError
@@ -18,8 +19,7 @@ CONNECT_TIMEOUT = 15.0
 UNREACHABLE = 0  # the status of an answer that never came
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(NamedTuple):
     """An answer of the gateway.
 
     Attributes:
@@ -75,6 +75,7 @@ class Gateway:
             self._headers["X-Ptolemy-Service"] = model
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
+        self._urls: dict[str, URL] = {}
         self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT)
 
     async def __aenter__(self) -> Gateway:
@@ -87,25 +88,25 @@ class Gateway:
 
     async def ask(self, path: str, body: Optional[bytes], timeout: Optional[float] = None) -> Reply:
         """POST a body, or GET where there is none. Never raises for what the network does: see ``Reply``."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = time.monotonic()
         limit = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT) if timeout else self._timeout
+        url = self._urls.get(path) or self._urls.setdefault(path, URL(self.url + path))
         try:
             method = "GET" if body is None else "POST"
-            async with self._session.request(method, self.url + path, data=body, timeout=limit, allow_redirects=False) as response:
+            async with self._session.request(method, url, data=body, timeout=limit, allow_redirects=False) as response:
                 content = await response.read()
                 headers = response.headers
                 return Reply(
                     response.status,
                     content,
                     _number(headers, "x-ptolemy-queue-ms", 1000.0),
-                    loop.time() - began,
+                    time.monotonic() - began,
                     _number(headers, "retry-after", 1.0),
                 )
         except asyncio.TimeoutError:
-            return Reply(UNREACHABLE, b"no answer in time", None, loop.time() - began, None)
+            return Reply(UNREACHABLE, b"no answer in time", None, time.monotonic() - began, None)
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            return Reply(UNREACHABLE, (str(error) or type(error).__name__).encode(), None, loop.time() - began, None)
+            return Reply(UNREACHABLE, (str(error) or type(error).__name__).encode(), None, time.monotonic() - began, None)
 
     async def models(self) -> list[dict[str, Any]]:
         """What the gateway serves to this key.
@@ -159,9 +160,10 @@ def check_access(reply: Reply, url: str) -> None:
 
 
 def _number(headers: Mapping[str, str], name: str, per: float) -> Optional[float]:
+    found = headers.get(name)
     try:
-        return max(float(headers[name]) / per, 0.0)
-    except (KeyError, ValueError):
+        return None if found is None else max(float(found) / per, 0.0)
+    except ValueError:
         return None
 
 

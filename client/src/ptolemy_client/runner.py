@@ -177,7 +177,7 @@ class Runner:
                 finally:
                     self._asking -= 1
                 self._judge(item, reply, loop.time())
-                if (len(self._ready) < PAGE and not self._exhausted) or progress.active < pace.limit:
+                if progress.active < pace.limit or (len(self._ready) < PAGE and not self._exhausted and not self._filling):
                     self._go_on()
         finally:
             progress.active -= 1

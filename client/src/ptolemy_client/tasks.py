@@ -94,6 +94,7 @@ class Classify(_Chat):
     ) -> None:
         self._names, self._many, self._probabilities, self._constraint = labels.names, many, probabilities, constraint
         self._known = set(labels.names)
+        self._encoded = [name.encode() for name in labels.names]
         listed = "\n".join(f"- {label.name}: {label.description}" if label.description else f"- {label.name}" for label in labels.labels)
         system = f"{labels.instructions or (CLASSIFY_MANY if many else CLASSIFY)}\n\nLabels:\n{listed}"
         longest = sum(len(name.encode()) + 4 for name in labels.names) if many else max(len(name.encode()) for name in labels.names)
@@ -131,9 +132,9 @@ class Classify(_Chat):
         if self._probabilities:
             steps = (choice.get("logprobs") or {}).get("content") or []
             simple = self._constraint == "grammar" and not self._many
-            probability = confidence.of_label(steps, self._names, found) if simple else confidence.of_answer(steps)
+            probability = confidence.of_label(steps, self._encoded, found) if simple else confidence.of_answer(steps)
             kept.append(None if probability is None else float(f"{probability:.4g}"))
-        return json.dumps(kept, ensure_ascii=False)
+        return orjson.dumps(kept).decode()
 
     def cells(self, kept: str) -> Sequence[Any]:
         return tuple(orjson.loads(kept))
