@@ -132,9 +132,13 @@ class Daemon:
 
     def _tell_states(self, gateway: Gateway, applied: controller.Applied) -> None:
         for row in self._shown:
-            service, state = row["service"], row["state"]
-            if gateway.states.get(service, state) != state:
-                applied.attempt(f"{service} is {state}", partial(self._haproxy.tell, service, state))
+            service = row["service"]
+            slots = sum(server["slots"] for server in row["servers"] if server["up"] and server["admin"] == "ready")
+            facts = {"": (row["state"], "is"), "/revision": (row["revision"], "has the revision"), "/slots": (str(slots), "serves with slots:")}
+            for key, (value, verb) in facts.items():
+                # A gateway that was not yet configured anew has no such entry, and `set map` would fail.
+                if gateway.states.get(service + key, value) != value:
+                    applied.attempt(f"{service} {verb} {value}", partial(self._haproxy.tell, service + key, value))
 
     def _skip(self, reasons: Sequence[str], applied: controller.Applied) -> str:
         self._counters["skipped"] += 1
