@@ -94,6 +94,19 @@ def test_an_umlaut_behind_a_megabyte_of_ascii_is_found(tmp_path):
     assert rows(path)[-1] == {"a": "Büro", "b": "Köln"}
 
 
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("cp1251", "Командировка в Москву, гостиница и билеты на поезд. Канцелярские товары для отдела, бумага и ручки."),
+        ("gb18030", "出差到北京的火车票和酒店费用，办公室用的纸张和笔，打印机墨盒，会议室租金。"),
+    ],
+)
+def test_other_alphabets_are_told_from_western_ones(tmp_path, encoding, text):
+    path = tmp_path / "data.csv"
+    path.write_bytes(f"text;n\n{text};1\n{text};2\n".encode(encoding))
+    assert rows(path)[0]["text"] == text
+
+
 def test_a_letter_cut_off_between_two_reads_is_still_utf8(tmp_path):
     path = tmp_path / "data.csv"
     for shift in range(4):

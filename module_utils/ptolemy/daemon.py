@@ -134,11 +134,15 @@ class Daemon:
         for row in self._shown:
             service = row["service"]
             slots = sum(server["slots"] for server in row["servers"] if server["up"] and server["admin"] == "ready")
-            facts = {"": (row["state"], "is"), "/revision": (row["revision"], "has the revision"), "/slots": (str(slots), "serves with slots:")}
-            for key, (value, verb) in facts.items():
+            facts = (
+                (service, row["state"], f"{service} is {row['state']}"),
+                (f"{service}/revision", row["revision"], f"{service} has the revision {row['revision']}"),
+                (f"{service}/slots", str(slots), f"{service} has {slots} slots"),
+            )
+            for key, value, sentence in facts:
                 # A gateway that was not yet configured anew has no such entry, and `set map` would fail.
-                if gateway.states.get(service + key, value) != value:
-                    applied.attempt(f"{service} {verb} {value}", partial(self._haproxy.tell, service + key, value))
+                if gateway.states.get(key, value) != value:
+                    applied.attempt(sentence, partial(self._haproxy.tell, key, value))
 
     def _skip(self, reasons: Sequence[str], applied: controller.Applied) -> str:
         self._counters["skipped"] += 1

@@ -25,6 +25,8 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+# Letters and signs of Western European text. Not those that Polish or Czech in cp1250 would turn into, as ¹ and ³.
+_WESTERN = frozenset("ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜßàáâãäåæçèéêëìíîïñòóôõöøùúûüÿŒœ€£§°²«»–—‘’‚“”„…·´\u00a0")
 
 
 class DelimitedTable:
@@ -141,22 +143,21 @@ def detect_encoding(path: Path) -> str:
 
 
 def _guess(sample: bytes) -> str:
-    # Only the lines that differ tell something; and among western encodings the most common one wins where several fit.
+    """The encoding of some text that is not UTF-8."""
     lines = b"\n".join(line for line in sample.splitlines() if not line.isascii())
-    found = charset_normalizer.from_bytes(lines)
-    fitting = [match.encoding for match in found]
-    if "cp1252" in fitting[:1] or not fitting or _western(fitting[0]):
-        return "cp1252" if _decodes(lines, "cp1252") else "latin-1"
-    return fitting[0]
+    # Statistics need more text than a few umlauts; Western European text is what most of these files hold, and easy to tell.
+    if _is_western(lines):
+        return "cp1252"
+    best = charset_normalizer.from_bytes(lines).best()
+    return best.encoding if best else "cp1252"
 
 
-def _western(encoding: str) -> bool:
-    return encoding in {"cp1250", "cp1252", "cp1254", "cp1257", "cp1258", "latin_1", "iso8859_15", "iso8859_9", "hp_roman8"}
-
-
-def _decodes(sample: bytes, encoding: str) -> bool:
+def _is_western(sample: bytes) -> bool:
+    """Whether cp1252 makes words with some accented letters of it; other alphabets become a salad of them."""
     try:
-        sample.decode(encoding)
+        text = sample.decode("cp1252")
     except UnicodeDecodeError:
         return False
-    return True
+    foreign = [letter for letter in text if letter > "\x7f"]
+    letters = sum(map(str.isalpha, text))
+    return all(letter in _WESTERN for letter in foreign) and len(foreign) < letters * 0.3
