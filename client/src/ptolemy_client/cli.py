@@ -43,8 +43,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if getattr(arguments, "json", False):
             Display(json_events=True).event("error", message=str(error))
         return WRONG
-    except (Interrupted, KeyboardInterrupt) as error:
-        print(f"ptolemy-batch: {error}; what was answered is recorded: run the same command again to go on", file=sys.stderr)
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        print(
+            f"ptolemy-batch: {str(stopped) or 'stopped'}; what was answered is recorded: run the same command again to go on",
+            file=sys.stderr,
+        )
         return STOPPED
 
 

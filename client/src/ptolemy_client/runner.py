@@ -22,6 +22,7 @@ COMMIT_EVERY = 0.3  # seconds: what a kill -9 costs at most
 FULL_BUFFER = 20_000  # answers not yet recorded: a slow disk then slows down the asking
 FIRST_FAILURES = 20  # all failed and nothing answered yet: the mistake is not in the rows
 BACKOFF, LONGEST_BACKOFF = 1.0, 60.0
+LEAST_HOLD = 0.1  # seconds, whatever Retry-After says
 REFUSALS_PER_TRY = 10  # a refusal says little about the row
 
 
@@ -216,7 +217,8 @@ class Runner:
         item.refused += 1
         reason = "no connection" if reply.status == UNREACHABLE else f"HTTP {reply.status}"
         self.progress.problem = f"{reason}: {reply.message()}"
-        retry_after = reply.retry_after if reply.retry_after is not None else min(BACKOFF * 2 ** min(item.refused - 1, 6), LONGEST_BACKOFF)
+        backoff = min(BACKOFF * 2 ** min(item.refused - 1, 6), LONGEST_BACKOFF)
+        retry_after = backoff if reply.retry_after is None else max(reply.retry_after, LEAST_HOLD)
         self._pace.refused(now, retry_after, reply.seconds)
         # Others are being answered: so it may be this row that brings its servers down. A 429 is never a row's fault.
         if reply.status != 429 and item.refused >= REFUSALS_PER_TRY * self._tries and self._heard > now - LONGEST_BACKOFF:
