@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ptolemy_client.pace import BLIND, Pace
+from ptolemy_client.pace import MODEST, Pace
 
 SERVICE = 0.5  # seconds an answer takes in a slot
 
@@ -62,11 +62,13 @@ def test_the_limit_never_falls_below_one_nor_rises_above_the_most():
     assert pace.limit == 20
 
 
-def test_without_queue_times_the_limit_stays_moderate():
+def test_more_at_once_than_pays_off_is_taken_back():
     pace = Pace(1024)
-    for _ in range(10_000):
-        pace.answered(0.0, None, 0.5)
-    assert pace.limit == BLIND
+    now = 0.0
+    for _ in range(20_000):
+        now += 0.01  # as fast as it gets, whatever is sent
+        pace.answered(now, None, 0.5)
+    assert pace.limit <= MODEST * 2
 
 
 def test_a_fixed_limit_stays():

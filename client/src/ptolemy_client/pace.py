@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Optional
 
 START = 16
-BLIND = 128  # without the gateway's queue times nothing tells when to stop
+MODEST = 128  # more at once than this must pay off
+PAYS, TRY_AGAIN = 1.05, 30.0  # a rise of the rate that counts; seconds until more is tried again
 LOW, HIGH = 0.08, 0.25
 SMOOTHING = 0.1
 GROWTH = 0.1  # of the limit in one round trip, and at least 1
@@ -32,6 +33,9 @@ class Pace:
         self._limit = float(self._most if fixed else min(max(start, 1), self._most))
         self._starting = not fixed
         self._queued = 0.0  # smoothed share
+        self._round_began, self._round_answers, self._round_size = 0.0, 0, 1
+        self._best_rate, self._best_limit = 0.0, self._limit
+        self._grows_from = 0.0
         self._lowered = 0.0
         self._held_until = 0.0
 
@@ -49,16 +53,15 @@ class Pace:
         self._held_until = 0.0  # a place became free
         if self._fixed:
             return
-        if queue is None:
-            if self._limit < BLIND:
-                self._limit = min(self._limit + self._step(), self._most, BLIND)
-            return
-        share = min(queue / seconds, 1.0) if seconds > 0 else 0.0
+        self._see_whether_it_pays(now)
+        # A server that does not tell of its queue is sent more for as long as that pays.
+        share = min(queue / seconds, 1.0) if queue is not None and seconds > 0 else 0.0
         self._queued += SMOOTHING * (share - self._queued)
         # One request that waits among few is not yet a queue.
         slack = 1.0 / self._limit
         if self._queued < LOW + slack:
-            self._limit = min(self._limit + self._step(), float(self._most))
+            if now >= self._grows_from:
+                self._limit = min(self._limit + self._step(), float(self._most))
         elif self._queued > HIGH + slack:
             self._starting = False
             self._lower(now, seconds, LESS)
@@ -71,6 +74,22 @@ class Pace:
         self._starting = False
         if not self._fixed:
             self._lower(now, max(seconds, 1.0), REFUSED)
+
+    def _see_whether_it_pays(self, now: float) -> None:
+        """Once a round trip: go back to the limit that was as fast, where more requests at once bring no more answers a second.
+
+        So it is where this program, not the service, is the slowest part; or where the server has a queue of its own.
+        """
+        self._round_answers += 1
+        if self._round_answers < self._round_size:
+            return
+        rate = self._round_answers / max(now - self._round_began, 1e-6)
+        self._round_began, self._round_answers, self._round_size = now, 0, self.limit
+        if self._limit <= MODEST or rate > self._best_rate * PAYS or now < self._grows_from:
+            self._best_rate, self._best_limit = rate, self._limit
+        elif self._limit > self._best_limit * 1.25:
+            self._limit, self._starting = self._best_limit, False
+            self._grows_from = now + TRY_AGAIN
 
     def _step(self) -> float:
         # Each of `limit` answers in a round trip adds this.
