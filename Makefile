@@ -41,11 +41,11 @@ lab-status: bootstrap ## the lab's containers, jobs, services, replicas, servers
 clean-cache: bootstrap ## forget images, downloads and build caches, so that the next run starts from nothing
 	@$(LAB) clean-cache
 
-.PHONY: test test-lint test-unit test-gateway test-molecule
-test: bootstrap ## everything, as CI runs it: lint, unit, gateway, molecule
+.PHONY: test test-lint test-unit test-client test-gateway test-molecule
+test: bootstrap ## everything, as CI runs it: lint, unit, client, gateway, molecule
 	@started=$$SECONDS mark=$$$$-$$RANDOM; \
 	at() { printf '\n==> %s (+%02d:%02d)\n' "$$1" $$(((SECONDS - started) / 60)) $$(((SECONDS - started) % 60)); }; \
-	for part in lint unit gateway molecule; do \
+	for part in lint unit client gateway molecule; do \
 	  at "test-$$part"; \
 	  PTOLEMY_TEST_RUN=$$mark $(MAKE) --no-print-directory test-$$part; \
 	done; \
@@ -62,11 +62,15 @@ test-lint: bootstrap ## yamllint, ruff, mypy, ansible-lint, the modules' documen
 	cd bench && mypy --config-file ../pyproject.toml *.py
 	cd bench/gateway && MYPYPATH=..:../../tests mypy --config-file ../../pyproject.toml *.py
 	mypy --package demo
+	venv=$$(client/bootstrap) && cd client && mypy --config-file pyproject.toml --python-executable "$$venv/bin/python"
 	ansible-lint --offline
 	@for module in $(MODULES); do echo "ansible-doc -t module $$module"; ansible-doc -t module $$module >/dev/null; done
 
 test-unit: bootstrap ## the control plane, without any host (the fast loop)
 	pytest tests/unit
+
+test-client: bootstrap ## the researchers' batch client against a stub gateway, in an environment of its own
+	venv=$$(client/bootstrap) && cd client && "$$venv/bin/pytest"
 
 test-gateway: bootstrap ## the control plane and the configuration against a real HAProxy on this machine
 	pytest -v tests/gateway
@@ -75,7 +79,8 @@ test-molecule: bootstrap ## site.yml on bare hosts of Debian 13 and 12, then the
 	@$(AS_ROOT) lab/molecule $(SCENARIOS)
 
 .PHONY: lock
-lock: ## every requirements' .in -> .txt, with hashes for every platform (needs uv)
-	@for name in lab/requirements lab/clients demo/requirements; do \
-	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade -o $$name.txt $$name.in; \
-	done
+lock: ## every requirements' .in and the client's, with hashes for every platform (needs uv)
+	@lock() { uv pip compile --quiet --universal --generate-hashes --upgrade --python-version "$$@"; } && \
+	for name in lab/requirements lab/clients demo/requirements; do lock 3.11 -o $$name.txt $$name.in; done && \
+	lock 3.9 --extra build -o client/requirements.txt client/pyproject.toml && \
+	lock 3.9 --extra build --extra test -o client/requirements-test.txt client/pyproject.toml

@@ -132,9 +132,17 @@ class Daemon:
 
     def _tell_states(self, gateway: Gateway, applied: controller.Applied) -> None:
         for row in self._shown:
-            service, state = row["service"], row["state"]
-            if gateway.states.get(service, state) != state:
-                applied.attempt(f"{service} is {state}", partial(self._haproxy.tell, service, state))
+            service = row["service"]
+            slots = sum(server["slots"] for server in row["servers"] if server["up"] and server["admin"] == "ready")
+            facts = (
+                (service, row["state"], f"{service} is {row['state']}"),
+                (f"{service}/revision", row["revision"], f"{service} has the revision {row['revision']}"),
+                (f"{service}/slots", str(slots), f"{service} has {slots} slots"),
+            )
+            for key, value, sentence in facts:
+                # A gateway that was not yet configured anew has no such entry, and `set map` would fail.
+                if gateway.states.get(key, value) != value:
+                    applied.attempt(sentence, partial(self._haproxy.tell, key, value))
 
     def _skip(self, reasons: Sequence[str], applied: controller.Applied) -> str:
         self._counters["skipped"] += 1

@@ -110,7 +110,7 @@ class Gateway:
         servers: the dynamic servers of those backends.
         awake: what `hold` was told of each backend: whether there is a server.
         gates: of batch requests, by the backend that they lead to.
-        states: what /v1/models says of each service.
+        states: what /v1/models says of each service: its state, and under ``<service>/revision`` and ``<service>/slots`` these.
     """
 
     pid: int
@@ -200,9 +200,9 @@ class HAProxy:
         """Set how many batch requests of a service may run at once. Raises ChangeError as ``add``."""
         self._change(f"set maxconn server {GATE_PREFIX}{service}/{GATE} {width}")
 
-    def tell(self, service: str, state: str) -> None:
-        """Set what /v1/models says of a service. Raises ChangeError as ``add``."""
-        self._change(f"set map {self._states_map} {service} {state}")
+    def tell(self, key: str, value: str) -> None:
+        """Set what /v1/models says of a service: see ``Gateway.states`` for the keys. Raises ChangeError as ``add``."""
+        self._change(f"set map {self._states_map} {key} {value}")
 
     def keep_map(self, path: str, wanted: Mapping[str, str]) -> int:
         """Make a map of the running process equal to ``wanted``: what is not wanted goes first. Returns how many entries changed.

@@ -153,9 +153,18 @@ def test_the_models_say_their_state_without_a_reload(gateway: Any, client: Any) 
         async with client(gateway) as user:
             gateway.ptolemyd.tell("demo", "asleep")
             models = (await user.send("/v1/models")).json["data"]
-            gateway.ptolemyd.tell("demo", "ready")
+            for key, value in (("demo", "ready"), ("demo/revision", "0123abcd"), ("demo/slots", "64")):
+                gateway.ptolemyd.tell(key, value)
             return [models, (await user.send("/v1/models/demo")).json]
 
     (demo, other), later = asyncio.run(scenario())
     assert (demo["status"], demo["context_length"], other["status"]) == ("asleep", 4096, "starting")
-    assert later["status"] == "ready"
+    assert (demo["slots"], demo["revision"]) == (0, "unknown")
+    assert (later["status"], later["slots"], later["revision"]) == ("ready", 64, "0123abcd")
+    assert {name: later[name] for name in ("model", "file", "quantisation", "sha256")} == {
+        "model": "tiny",
+        "file": "Tiny-8B-Q4_K_M.gguf",
+        "quantisation": "Q4_K_M",
+        "sha256": "a" * 64,
+    }
+    assert (other["model"], other["quantisation"], other["sha256"]) == ("", "unknown", "")
