@@ -222,7 +222,7 @@ def main() -> int:
     failed = sum(seen.failed for seen in found.values())
     print(json.dumps({"failed": failed}), file=sys.stderr)
     if given.page:
-        report.write(given.page, "fairness", text)
+        report.write_between(given.page, "fairness", text)
     else:
         print(text)
     return 1 if failed else 0
