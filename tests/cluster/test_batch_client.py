@@ -67,8 +67,8 @@ def test_a_killed_client_and_cancelled_replicas_lose_no_row(cluster, interpreter
     deadline = time.monotonic() + WAIT
     known: dict[int, str] = {}
     for kill in range(KILLS + 1):
-        log = (tmp_path / f"log{kill}").open("w")
-        client = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        with (tmp_path / f"log{kill}").open("w") as log:
+            client = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT)
         if kill == KILLS:
             assert client.wait(max(deadline - time.monotonic(), 1)) == 0, (tmp_path / log.name).read_text()[-2000:]
             break
