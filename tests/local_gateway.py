@@ -182,7 +182,7 @@ def render(base: Path, gateways: Sequence[Gateway]) -> None:
     """
     group = grp.getgrgid(os.getgid()).gr_name
     variables: dict[str, Any] = {
-        "ptolemy_services": {name: {"context": 4096, "model": "tiny"} for name in SERVICES},
+        "ptolemy_services": {name: {"context": 4096, **({"model": "tiny"} if name == "demo" else {})} for name in SERVICES},
         "ptolemy_models": {"tiny": {"file": "Tiny-8B-Q4_K_M.gguf", "sha256": "a" * 64}},
         "ptolemy_aliases": {"default": "demo", "gpt-4o-mini": "demo"},
         "ptolemy_api_key": API_KEY,
