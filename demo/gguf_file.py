@@ -14,7 +14,7 @@ from demo.shape import Shape
 from demo.tokenizer import BEGIN, END, SPECIAL, UNKNOWN, Tokenizer
 
 Kind = gguf.GGMLQuantizationType
-# A file's type, and how it stores the embedding, which is the output matrix too: like llama-quantize, more finely than the rest.
+# A file's type, and how it stores the embedding, which is the output matrix too: in Q4_0 more finely than the rest.
 TYPES: Mapping[str, tuple[Kind, Kind, gguf.LlamaFileType]] = {
     "f16": (Kind.F16, Kind.F16, gguf.LlamaFileType.MOSTLY_F16),
     "q8_0": (Kind.Q8_0, Kind.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
