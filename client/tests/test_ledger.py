@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -190,3 +191,17 @@ def test_a_file_that_is_no_ledger_is_an_error(tmp_path, content, message):
 def test_a_directory_that_does_not_exist_is_an_error(tmp_path):
     with pytest.raises(BatchError, match="choose another place"):
         Ledger(tmp_path / "nowhere" / "ledger")
+
+
+@quick
+@given(texts=st.lists(st.text(st.characters(blacklist_categories=("Cs",))), min_size=1, max_size=8, unique=True))
+def test_prompts_answers_and_errors_come_back_as_they_are(tmp_path, texts):
+    path = tmp_path / "ledger"
+    path.unlink(missing_ok=True)
+    ledger = Ledger(path)
+    fill(ledger, texts)
+    assert [one.body for one in ledger.page(0, 99)] == texts
+    kept = [json.dumps([text, 0.5]) for text in texts]
+    ledger.record([answer(number, text) for number, text in enumerate(kept, 1)])
+    assert [one.answer for one in ledger.results()] == kept
+    ledger.close()

@@ -165,3 +165,14 @@ def test_wait_ends_when_every_replica_is_ready_and_gives_up_in_time(daemon, caps
     daemon.tick()
     assert status.wait(path, 5)
     assert "chat 1/1" in capsys.readouterr().out
+
+
+def test_the_gateway_is_told_state_revision_and_slots_where_it_has_places_for_them(daemon):
+    places = {"chat": "starting", "chat/revision": "unknown", "chat/slots": "0"}
+    daemon._slurm.answer, daemon._haproxy.answer = [job(1, CHAT)], gateway(server(1), states=places)
+    daemon.tick()
+    told = [call[1:] for call in daemon._haproxy.calls if call[0] == "tell"]
+    assert told == [("chat", "ready"), ("chat/revision", daemon.config.services["chat"].revision), ("chat/slots", str(server(1).slots))]
+    daemon._haproxy.answer, daemon._haproxy.calls = gateway(server(1)), []
+    daemon.tick()
+    assert [call for call in daemon._haproxy.calls if call[0] == "tell"] == []

@@ -28,17 +28,22 @@ def of_label(steps: Sequence[Mapping[str, Any]], names: Sequence[bytes], given: 
     """
     label, before, total = given.encode(), b"", 0.0
     for step in steps:
-        if [name for name in names if name.startswith(before)] == [label]:
+        possible = [name for name in names if name.startswith(before)]
+        if possible == [label]:
             break  # decided
         chosen = _text(step)
-        reported = {_text(other): math.exp(other["logprob"]) for other in step.get("top_logprobs") or []}
-        if chosen in reported:
-            ways = {token: _leads(names, before, token) for token in reported}
-            to_any = sum(reported[token] for token, found in ways.items() if found)
-            to_label = sum(reported[token] for token, found in ways.items() if token == chosen or found == [label])
-            total += math.log(to_label / to_any)
-        else:
-            total += step["logprob"]
+        to_any = to_label = 0.0
+        reported = False
+        for other in step.get("top_logprobs") or ():
+            token = _text(other)
+            found = _leads(possible, before, token)
+            if found:
+                probability = math.exp(other["logprob"])
+                to_any += probability
+                if token == chosen or found == [label]:
+                    to_label += probability
+                reported = reported or token == chosen
+        total += math.log(to_label / to_any) if reported else step["logprob"]
         before += chosen
     return min(math.exp(total), 1.0) if steps else None
 

@@ -45,7 +45,8 @@ class Reply(NamedTuple):
             text = str(error.get("message", error) if isinstance(error, dict) else error)
         except (ValueError, AttributeError):
             pass
-        return " ".join(text.split())[:500] or "no explanation"
+        whole = text.encode("utf-8", "replace").decode()  # JSON may hold half a character, and no file may
+        return " ".join(whole.split())[:500] or "no explanation"
 
     def code(self) -> str:
         """OpenAI's code of the error, or empty."""

@@ -15,6 +15,7 @@ from .labels import Labels, any_of, one_of
 CHAT = "/v1/chat/completions"
 CLASSIFY = "Assign the text to exactly one of the labels. Answer with the label only."
 CLASSIFY_MANY = "Choose all labels that apply to the text. Answer with a JSON list of labels, in the order given; it may be empty."
+_INT64 = 1 << 63
 EXTRACT = "Extract the information from the text. Answer with a JSON object of this schema."
 
 
@@ -168,7 +169,10 @@ class Extract(_Chat):
         error = next(iter(self._validator.iter_errors(found)), None)
         if error is not None:
             raise AnswerError(f"the answer does not follow the schema: {error.message[:200]}")
-        return json.dumps(found, ensure_ascii=False)
+        if any(isinstance(value, int) and abs(value) >= _INT64 for value in found.values()):
+            raise AnswerError("a number of the answer is too large for a column")
+        # Not json: what no file can hold, as half a character, must fail here and not when the output is written.
+        return orjson.dumps(found).decode()
 
     def cells(self, kept: str) -> Sequence[Any]:
         found = json.loads(kept)
