@@ -25,7 +25,7 @@ from pathlib import Path
 import aiohttp
 import orjson
 
-import report
+from tables import write_between
 
 ROOT = Path(__file__).parents[1]
 STUB = ROOT / "client" / "tests" / "stub.py"
@@ -47,7 +47,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         words = measure(Path(scratch), options.rows)
     if options.page:
-        report.write_between(options.page, "batch-client", words)
+        write_between(options.page, "batch-client", words)
     else:
         print(words)
 

@@ -31,10 +31,10 @@ sys.path.insert(0, str(ROOT / "module_utils"))
 from ptolemy.config import load  # noqa: E402
 from ptolemy.daemon import Daemon  # noqa: E402
 from ptolemy.record import READY, Record, encode  # noqa: E402
+from tables import write_between  # noqa: E402
 
 PORT, PER_JOB, SERVICES = 20000, 8, 10
 UNCHANGED = 30  # ticks
-BEGIN, END = "<!-- control-loop: begin -->\n", "<!-- control-loop: end -->\n"
 
 GATEWAY = """
 global
@@ -195,8 +195,7 @@ def main() -> None:
     text += "".join(f"| {what} | {median * 1000:,.0f} ms | {worst * 1000:,.0f} ms |\n" for what, median, worst in rows)
     print(text)
     if given.page:
-        before, _, rest = given.page.read_text(encoding="utf-8").partition(BEGIN)
-        given.page.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        write_between(given.page, "control-loop", f"\n{text}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -29,7 +30,7 @@ from pathlib import Path
 
 import aiohttp
 
-import report
+from tables import percentile, write_between
 
 PEOPLE = 20
 WARM_UP = 5.0  # seconds at the start of a turn that are not counted; ptolemyd sees within one of them that somebody chats
@@ -58,8 +59,7 @@ class Seen:
 
     def wait(self, quantile: float) -> float:
         """Seconds to the first token."""
-        ordered = sorted(self.first_token)
-        return ordered[min(int(len(ordered) * quantile), len(ordered) - 1)]
+        return percentile(self.first_token, quantile)
 
     @property
     def rows_per_second(self) -> float:
@@ -159,9 +159,8 @@ def table(found: dict[str, Seen], loads: Loads, rounds: int, seconds: float) -> 
         seen = found[kind]
         cells = ["–"] * 6
         if seen.first_token:
-            queued = sorted(seen.queued)[int(len(seen.queued) * 0.95)]
             waits = [f"{1000 * seen.wait(quantile):.0f} ms" for quantile in (0.5, 0.95, 0.99)]
-            cells = [str(len(seen.first_token)), *waits, f"{seen.wait(0.95) / alone:.2f}", f"{queued:.0f} ms"]
+            cells = [str(len(seen.first_token)), *waits, f"{seen.wait(0.95) / alone:.2f}", f"{percentile(seen.queued, 0.95):.0f} ms"]
         rows = [f"{seen.rows_per_second:.1f}", f"{seen.rows_per_second / batch:.2f}"] if seen.rows else ["–", "–"]
         lines.append(f"| {kind} | {' | '.join([*cells, *rows])} |")
     return "\n".join(lines)
@@ -170,11 +169,9 @@ def table(found: dict[str, Seen], loads: Loads, rounds: int, seconds: float) -> 
 def of_lab(state: Path, prefix: str) -> tuple[str, str, str]:
     """The lab's address and two new keys of its gateway."""
     address = dict(line[len("export ") :].split("=", 1) for line in (state / "env").read_text().splitlines())["OPENAI_BASE_URL"]
-    keys = [
-        _on_head(prefix, "add", "bench-chat", "--user", "campus", "--tier", "interactive", "--speaks"),
-        _on_head(prefix, "add", "bench-batch", "--user", "researcher", "--tier", "interactive"),
-    ]
-    return address, *keys  # type: ignore[return-value]
+    chat_key = _on_head(prefix, "add", "bench-chat", "--user", "campus", "--tier", "interactive", "--speaks")
+    batch_key = _on_head(prefix, "add", "bench-batch", "--user", "researcher", "--tier", "interactive")
+    return address, chat_key, batch_key
 
 
 def _on_head(prefix: str, *command: str) -> str:
@@ -206,6 +203,7 @@ def main() -> int:
     parser.add_argument("--rows-at-once", type=int, default=32)
     parser.add_argument("--page", type=Path, help="the page whose table between markers is replaced; otherwise it is printed")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an end by a signal revokes the keys, too
     prefix = os.environ.get("LAB_PREFIX", "ptolemy-lab")
     try:
         if given.lab:
@@ -222,7 +220,7 @@ def main() -> int:
     failed = sum(seen.failed for seen in found.values())
     print(json.dumps({"failed": failed}), file=sys.stderr)
     if given.page:
-        report.write_between(given.page, "fairness", text)
+        write_between(given.page, "fairness", text)
     else:
         print(text)
     return 1 if failed else 0

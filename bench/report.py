@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
 import day
@@ -108,19 +106,6 @@ def _list(waits: Sequence[float]) -> str:
 
 def _seconds(value: float) -> str:
     return "0" if value < EQUAL else f"{value:.1f} s" if value < 60 else f"{value / 60:.0f} min"
-
-
-def write_between(page: Path, name: str, words: str) -> None:
-    """Replace what stands between the page's markers of that name.
-
-    Raises:
-        ValueError: the page has no such markers.
-    """
-    before = page.read_text(encoding="utf-8")
-    pattern = re.compile(rf"(<!-- {name}: begin[^>]*-->\n).*?(<!-- {name}: end -->)", re.DOTALL)
-    if not pattern.search(before):
-        raise ValueError(f"{page}: no markers '<!-- {name}: begin -->' and '<!-- {name}: end -->'")
-    page.write_text(pattern.sub(lambda found: found[1] + words + "\n" + found[2], before), encoding="utf-8")
 
 
 def plot(results: Mapping[str, Mapping[str, Result]], sizes: Sizes, others: Sequence[float], arrivals: Sequence[float]) -> str:

@@ -27,6 +27,7 @@ from ptolemy import controller, partitions
 from ptolemy.config import Config, Service, Site
 from ptolemy.haproxy import Gateway, backend_name
 from ptolemy.memory import Memory
+from tables import write_between
 
 ROOT = Path(__file__).resolve().parent.parent
 SITE = Site(user="ptolemy", uid=6030)
@@ -270,7 +271,7 @@ def main() -> int:
     print(tables)
     print(f"\n{time.monotonic() - began:.0f} s")
     if not options.dry_run:
-        report.write_between(PAGE, "scaling", tables)
+        write_between(PAGE, "scaling", tables)
         PLOT.write_text(report.plot(results, sizes, days["Ptolemy"][1], arrivals(world)), encoding="utf-8")
     return 0 if not any(result.refused for found in results.values() for result in found.values()) else 1
 

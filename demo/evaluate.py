@@ -11,7 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import json
-import re
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +22,7 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from bench.tables import has_markers, write_between
 from demo import score
 from demo.categories import LABELS
 from demo.conversations import prompt, question
@@ -31,9 +32,9 @@ from demo.gguf_file import TYPES, read_tokenizer
 ROOT = Path(__file__).resolve().parents[1]
 RELEASE = ROOT / "demo" / "release"
 PAGE = ROOT / "docs" / "demo-model.md"
+MARKER = "demo-scores"
 OTHER_FORMS_ROWS = 500
 START_SECONDS = 60.0
-MARKS = re.compile(r"(<!-- demo-scores: begin[^>]*-->\n).*?(<!-- demo-scores: end -->)", re.DOTALL)
 
 LISTED = "Classify the text into exactly one of these labels: {labels}\n\nText: {text}"
 SCHEMA = {"type": "object", "properties": {"answer": {"enum": list(LABELS)}}, "required": ["answer"], "additionalProperties": False}
@@ -134,6 +135,9 @@ def main() -> int:
     parser.add_argument("--release", type=Path, default=RELEASE)
     parser.add_argument("--page", type=Path, default=PAGE, help="the page between whose marks the table goes")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an end by a signal ends the server, too
+    if not has_markers(given.page, MARKER):
+        raise SystemExit(f"{given.page}: no marks '<!-- {MARKER}: begin -->' and '<!-- {MARKER}: end -->'")
     rows = list(read_rows(given.release / "held-out.csv"))
     lines = [
         "| | size | all | vendors seen in training | unseen vendors | labels listed | as JSON | JSON schema | grammar |",
@@ -148,11 +152,7 @@ def main() -> int:
             found = measure(url, rows)
         lines.append(f"| {name.upper()} | {model.stat().st_size / 1e6:.2f} MB | {' | '.join(f'{100 * value:.1f} %' for value in found)} |")
         print(lines[-1], flush=True)
-    text = given.page.read_text(encoding="utf-8")
-    replaced, count = MARKS.subn(lambda marks: marks[1] + "\n".join(lines) + "\n" + marks[2], text)
-    if count != 1:
-        raise SystemExit(f"{given.page}: no marks '<!-- demo-scores: begin -->' and '<!-- demo-scores: end -->'")
-    given.page.write_text(replaced, encoding="utf-8")
+    write_between(given.page, MARKER, "\n".join(lines))
     return 0
 
 

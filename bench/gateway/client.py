@@ -6,7 +6,6 @@ import asyncio
 import bisect
 import re
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from proxies import Proxy
@@ -160,8 +159,3 @@ def request(proxy: Proxy, body: str, key: str = "") -> bytes:
         f"Content-Type: application/json\r\nAuthorization: Bearer {key or proxy.key}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return (head + body).encode()
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The nearest rank."""
-    return sorted(values)[min(int(share * len(values)), len(values) - 1)]

@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from client import Answer, Connection, connect, percentile, request
+from client import Answer, Connection, connect, request
 from processes import cpu_seconds, forget_peak, peak_memory
 from proxies import BATCH_KEY, Proxy
+from tables import percentile
 from wishes import chat
 
 SERVERS, SLOTS = 8, 25

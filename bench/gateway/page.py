@@ -6,20 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import plots
-from client import percentile
 from crowd import Crowd
 from names import DIRECT, LITELLM, NGINX, OURS, SMALL
-from report import write_between
 from results import Results, added, cpu_per_thousand, per_second, ratio
+from tables import percentile, write_between
 
 MARKER = "gateway"
 RATE_PLOT, LATENCY_PLOT = "gateway-rates.svg", "gateway-latency.svg"
 BOLD = {OURS: f"**{OURS}**"}
-
-
-def has_markers(page: Path) -> bool:
-    """Whether the page has a place for the tables."""
-    return f"<!-- {MARKER}: begin" in page.read_text(encoding="utf-8")
 
 
 def write(page: Path, text: str, found: Results) -> None:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 
 import svg
-from client import percentile
 from names import BATCH, DIRECT, LITELLM, NGINX, OURS, SMALL
 from results import Results, cpu_per_thousand, per_second
+from tables import percentile
 
 COLORS = {OURS: "#2563eb", BATCH: "#60a5fa", SMALL: "#93c5fd", NGINX: "#16a34a", LITELLM: "#ea580c", DIRECT: "#475569"}
 LEFT, WIDTH = 200.0, 700.0

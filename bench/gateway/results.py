@@ -7,10 +7,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from client import percentile
 from crowd import Crowd
 from latency import Sample
 from rates import Rate
+from tables import percentile
 
 
 @dataclass

@@ -34,6 +34,7 @@ import rates  # noqa: E402
 from local_gateway import HAPROXY  # noqa: E402
 from names import BATCH, LITELLM, NGINX, OURS, SMALL  # noqa: E402
 from results import Results  # noqa: E402
+from tables import has_markers  # noqa: E402
 
 PEERS = ("nginx", "litellm")
 
@@ -165,7 +166,7 @@ def main() -> None:
     given = parser.parse_args()
     if lacking := proxies.missing():
         sys.exit(f"not installed: {' '.join(lacking)}; apt-get install --no-install-recommends {' '.join(lacking)}")
-    if given.page and not page.has_markers(given.page):
+    if given.page and not has_markers(given.page, page.MARKER):
         sys.exit(f"{given.page}: has no markers '<!-- {page.MARKER}: begin -->' and '<!-- {page.MARKER}: end -->'")
     # An end by a signal ends all that was started, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
