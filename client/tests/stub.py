@@ -35,9 +35,11 @@ class Stub:
         facts = {"object": "model", "status": "ready", "context_length": 2048, "slots": self.options.slots, "sha256": "5" * 64}
         return {"object": "list", "data": [{"id": "stub", **facts}]}
 
-    def answer(self, body: bytes) -> tuple[int, bytes]:
+    def answer(self, head: bytes, body: bytes) -> tuple[int, bytes]:
         """The answer to a chat: a label chosen by the prompt's hash, so that every time it is the same."""
         given = json.loads(body)
+        _, named, rest = head.partition(b"\r\nx-ptolemy-service: ")  # goes before the body's model, as at the gateway
+        service = rest.split(b"\r\n", 1)[0].decode() if named else given["model"]
         prompt = given["messages"][-1]["content"]
         chance = self.random.random()
         if "POISON" in prompt or chance < self.options.broken:
@@ -52,7 +54,8 @@ class Stub:
         usage = {"prompt_tokens": 20, "completion_tokens": 2, "total_tokens": 22}
         if self.log:
             self.log.write(json.dumps(prompt).encode() + b"\n")
-        return 200, json.dumps({"id": "chatcmpl-1", "object": "chat.completion", "choices": [choice], "usage": usage}).encode()
+        answer = {"id": "chatcmpl-1", "object": "chat.completion", "model": service, "choices": [choice], "usage": usage}
+        return 200, json.dumps(answer).encode()
 
     def label(self, given: dict[str, Any], prompt: str) -> str:
         if "grammar" not in given:
@@ -91,13 +94,13 @@ class Connection(asyncio.Protocol):
         elif not head.startswith(b"post /v1/chat/completions"):
             self.send(404, b'{"error":{"message":"Unknown request URL","code":"unknown_url"}}')
         elif self.stub.options.delay:
-            task = asyncio.ensure_future(self.later(body))
+            task = asyncio.ensure_future(self.later(head, body))
             self.stub.tasks.add(task)
             task.add_done_callback(self.stub.tasks.discard)
         else:
-            self.send(*self.stub.answer(body))
+            self.send(*self.stub.answer(head, body))
 
-    async def later(self, body: bytes) -> None:
+    async def later(self, head: bytes, body: bytes) -> None:
         """Serve as ``slots`` slots would: those that come when all are busy wait, and are told how long."""
         stub = self.stub
         stub.busy += 1
@@ -105,7 +108,7 @@ class Connection(asyncio.Protocol):
         await asyncio.sleep(waited + stub.options.delay)
         stub.busy -= 1
         if not self.transport.is_closing():
-            self.send(*stub.answer(body), queue=waited)
+            self.send(*stub.answer(head, body), queue=waited)
 
     def send(self, status: int, body: bytes, queue: float = 0.0) -> None:
         more = "Retry-After: 0\r\n" if status in {429, 503} else ""

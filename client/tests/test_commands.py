@@ -91,6 +91,14 @@ def test_run_answers_an_openai_batch_file_line_by_line(site):
     assert site.asked() == ["one", "one"]  # each line is a request of its own
 
 
+def test_a_batch_files_bodies_name_their_own_models(site):
+    (site.path / "in.jsonl").write_text(batch_line(1, "one") + batch_line(2, "two", model="other"))
+    for arguments, services in ((), ["stub", "other"]), (("--override-model", "--restart"), ["stub", "stub"]):
+        site.run("run", "in.jsonl", "-o", "out.jsonl", *arguments)
+        found = [json.loads(line) for line in (site.path / "out.jsonl").read_text().splitlines()]
+        assert [line["response"]["body"]["model"] for line in found] == services
+
+
 def test_a_custom_id_that_comes_twice_is_named(site):
     (site.path / "in.jsonl").write_text(batch_line(1, "one") + batch_line(1, "two"))
     done = site.run("run", "in.jsonl", "-o", "out.jsonl", status=2)

@@ -53,9 +53,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _run(arguments: argparse.Namespace, given: Settings) -> int:
     display = Display(arguments.json, arguments.quiet)
-    gateway = Gateway(given.url, given.key, given.model, arguments.timeout * 60.0)
+    # A batch file's bodies may each name a model of their own.
+    by_body = arguments.command == "run" and not arguments.override_model
+    gateway = Gateway(given.url, given.key, "" if by_body else given.model, arguments.timeout * 60.0)
     model = given.model
-    if not model and not (arguments.command == "run" and not arguments.override_model):
+    if not model and not by_body:
         model = asyncio.run(_only_model(gateway))
     source, task = _job(arguments, model)
     if arguments.dry_run:

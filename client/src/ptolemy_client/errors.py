@@ -12,6 +12,10 @@ class BatchError(Exception):
     """Something that the user can mend: the message says what and how. The command ends with status 2."""
 
 
+class BusyError(BatchError):
+    """Another process works on the same ledger."""
+
+
 class Interrupted(BaseException):
     """SIGINT or SIGTERM: what was answered is recorded, and the same command goes on from there."""
 

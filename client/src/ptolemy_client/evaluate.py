@@ -84,7 +84,8 @@ class Evaluation:
 
     def matrix(self) -> list[list[int]]:
         """Rows are truths, columns are given labels, in the order of ``names``."""
-        return [[self.pairs[truth, given] for given in self.names] for truth in self.names]
+        names = self.names
+        return [[self.pairs[truth, given] for given in names] for truth in names]
 
 
 def compare(path: Path, truth: str, given: str) -> Evaluation:
@@ -116,14 +117,15 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """The command ``evaluate``; returns its exit status."""
     found = compare(arguments.output, arguments.truth, arguments.predicted or "ptolemy_label")
     png = arguments.png or arguments.output.with_name(f"{arguments.output.stem}.confusion.png")
-    confusion_png(png, found.names, found.matrix(), f"{found.rows:,} rows, accuracy {found.accuracy:.1%}")
+    names = found.names
+    confusion_png(png, names, found.matrix(), f"{found.rows:,} rows, accuracy {found.accuracy:.1%}")
     if arguments.json:
-        labels = {name: _facts(found.score(name)) for name in found.names}
+        labels = {name: _facts(found.score(name)) for name in names}
         print(json.dumps({"rows": found.rows, "unjudged": found.unjudged, "accuracy": found.accuracy, "labels": labels, "png": str(png)}))
         return 0
     console = Console()
     console.print(f"accuracy {found.accuracy:.4f} over {found.rows:,} rows; {found.unjudged:,} rows have no truth", highlight=False)
-    console.print(_grid(found, found.names))
+    console.print(_grid(found, names))
     console.print(f"confusion matrix: {png}", highlight=False, markup=False)
     return 0
 

@@ -62,7 +62,7 @@ class Gateway:
     Args:
         url: with or without ``/v1`` at its end.
         key: the API key; empty: none is sent.
-        model: the service that the requests are for.
+        model: the service that all requests are for; empty: each body says.
         timeout: seconds that one answer may take, queue included.
     """
 
@@ -153,7 +153,9 @@ class Gateway:
 def check_access(reply: Reply, url: str) -> None:
     """Raise a BatchError where the gateway refuses the key itself, or the model: no other request would fare better."""
     if reply.status == 401:
-        raise BatchError(f"{url}: the key is not accepted: {reply.message()} (see --key-file, PTOLEMY_API_KEY and `ptolemy-batch config`)")
+        raise BatchError(
+            f"{url}: the key is not accepted: {reply.message()} (see --key-file, PTOLEMY_API_KEY and ~/.config/ptolemy/client.yml)"
+        )
     if reply.status == 403:
         raise BatchError(f"{url}: refused: {reply.message()}")
     if reply.status == 404 and reply.code() in {"model_not_found", "unknown_url"}:

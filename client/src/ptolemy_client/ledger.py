@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterable, Iterator, NamedTuple, Optional, Sequence
 
-from .errors import BatchError
+from .errors import BatchError, BusyError
 
 ANSWERED, FAILED = 1, 2
 _LAYOUT = 1
@@ -272,8 +272,8 @@ class Ledger:
         except sqlite3.Error as error:
             reason = str(error)
             if "locked" in reason:
-                reason = "another ptolemy-batch is working on it"
-            elif "full" in reason or "disk I/O" in reason:
+                raise BusyError(f"{self.path}: another ptolemy-batch is working on it") from error
+            if "full" in reason or "disk I/O" in reason:
                 reason = "the disk is full, or your quota used up: make room, then run the same command again; all answers are kept"
             elif "unable to open" in reason or "readonly" in reason:
                 reason = "the directory does not exist or cannot be written: choose another place for the output"

@@ -13,7 +13,7 @@ from typing import Any, Optional
 
 from . import provenance
 from .display import Display
-from .errors import BatchError, Interrupted
+from .errors import BatchError, BusyError, Interrupted
 from .gateway import Gateway
 from .ledger import Counts, Ledger
 from .pace import START, Pace
@@ -96,9 +96,10 @@ def open_ledger(plan: Plan) -> Ledger:
         if path.exists():
             try:
                 Ledger(path).close()
-            except BatchError as error:
-                if "another ptolemy-batch" in str(error):
-                    raise
+            except BusyError:
+                raise
+            except BatchError:
+                pass  # broken, or of another version: that is why it is forgotten
         for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
             path.with_name(name).unlink(missing_ok=True)
     elif not path.exists() and plan.out.exists() and not plan.overwrite:
@@ -106,14 +107,14 @@ def open_ledger(plan: Plan) -> Ledger:
             f"{plan.out}: exists already, and not from an earlier run of this command: add --overwrite, or choose another name"
         )
     ledger = Ledger(path)
-    facts = {"kind": plan.task.kind, **plan.task.facts, **plan.source.facts}
+    facts = provenance.plain({"kind": plan.task.kind, **plan.task.facts, **plan.source.facts})
     known = ledger.meta("job")
-    if known is not None and known != provenance.plain(facts) and not ledger.counts().asked:
+    if known is not None and known != facts and not ledger.counts().asked:
         # Nothing was paid for yet: a mistake was mended before the first answer.
         ledger.note("indexed", None)
         known = None
-    if known is not None and known != provenance.plain(facts):
-        differing = sorted(key for key in {*known, *facts} if known.get(key) != provenance.plain(facts).get(key))
+    if known is not None and known != facts:
+        differing = sorted(key for key in {*known, *facts} if known.get(key) != facts.get(key))
         ledger.close()
         raise BatchError(
             f"{path}: belongs to a run that differs in: {', '.join(differing)}."
