@@ -29,7 +29,6 @@ ROOT = HERE.parent
 HAPROXY = os.environ.get("HAPROXY") or shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin") or ""
 API_KEY = "sk-client-0123456789abcdef"
 BACKEND_KEY = "bk-server-0123456789abcdef"
-SERVICES = ["demo", "demo-b.v1"]
 
 
 def free_port() -> int:
@@ -182,7 +181,7 @@ def render(base: Path, gateways: Sequence[Gateway]) -> None:
     """
     group = grp.getgrgid(os.getgid()).gr_name
     variables: dict[str, Any] = {
-        "ptolemy_services": {name: {"context": 4096, **({"model": "tiny"} if name == "demo" else {})} for name in SERVICES},
+        "ptolemy_services": {"demo": {"context": 4096, "model": "tiny"}, "demo-b.v1": {"context": 4096}},
         "ptolemy_models": {"tiny": {"file": "Tiny-8B-Q4_K_M.gguf", "sha256": "a" * 64}},
         "ptolemy_aliases": {"default": "demo", "gpt-4o-mini": "demo"},
         "ptolemy_api_key": API_KEY,
