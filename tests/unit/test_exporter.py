@@ -6,10 +6,12 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -79,6 +81,24 @@ def exporting(tmp_path):
             yield path, url, process
         finally:
             process.kill()
+
+
+def test_a_visitor_who_says_nothing_does_not_keep_the_next_one_out(exporting):
+    path, url, _ = exporting
+    path.write_text(json.dumps(seen()))
+    with (
+        socket.create_connection(("127.0.0.1", urllib.parse.urlsplit(url).port), timeout=5),
+        urllib.request.urlopen(url, timeout=4 * exporter.PATIENCE) as answer,
+    ):
+        assert answer.status == 200
+
+
+def test_a_status_that_is_broken_is_an_error_and_no_metrics(exporting):
+    path, url, _ = exporting
+    for broken in ('{"time": 1', "{}", "[]"):
+        path.write_text(broken)
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            urllib.request.urlopen(url, timeout=5)
 
 
 def test_it_answers_what_was_last_written_and_ends_when_told_to(exporting):
