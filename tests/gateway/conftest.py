@@ -173,8 +173,8 @@ def make_variants(base: Path) -> dict[str, Gateway]:
 
 
 def run_gateway(gateway: Gateway) -> Iterator[Gateway]:
-    gateway.start()
     try:
+        gateway.start()
         yield gateway
     finally:
         gateway.stop()
