@@ -210,6 +210,8 @@ def labelled(settings: Settings) -> list[str]:
 
 def _check_owner(settings: Settings) -> None:
     """Two checkouts with the same prefix would provision, and remove, each other's hosts."""
+    if settings.take_over:
+        return
     for name in labelled(settings):
         found = inspect(name)
         owner = found["Config"]["Labels"].get(OWNER_LABEL) if found else None

@@ -29,6 +29,8 @@ class Settings:
     mirror: str
     base_image: str
     sdist: str
+    # Hosts with this prefix that another checkout made may be removed: whoever says so knows that its run has ended.
+    take_over: bool = False
 
     @property
     def log_dir(self) -> Path:
@@ -67,4 +69,5 @@ def load(prefix: str | None, suite: str | None) -> Settings:
         mirror=os.environ.get("LAB_MIRROR") or "",
         base_image=os.environ.get("LAB_BASE_IMAGE") or "",
         sdist=os.environ.get("LAB_LLAMA_SDIST") or "",
+        take_over=os.environ.get("LAB_TAKE_OVER") == "yes",
     )
