@@ -9,7 +9,6 @@ The job script ``exec``s it, so that it is the batch shell: under proctrack/cgro
 
 from __future__ import annotations
 
-import hmac
 import http.client
 import json
 import math
@@ -24,6 +23,7 @@ import urllib.request
 from dataclasses import dataclass, field
 from typing import Any, Iterator, Mapping, Sequence
 
+from .keys import backend_key
 from .process import one_line
 from .publisher import Publisher, say, told
 from .record import DRAINING, FAILED, READY, STARTING, Record
@@ -340,13 +340,12 @@ def _is_free(port: int) -> bool:
 
 
 def _key_of(service: str, path: str) -> str:
-    """The key of one service's servers, as the gateway computes it too: who learns it knows no other service's."""
     try:
         with open(path, encoding="utf-8") as file:
             secret = file.readline().strip()
     except OSError as error:
         raise ReplicaError(f"{path}: {error.strerror}; run site.yml for this node") from error
-    return hmac.new(secret.encode(), service.encode(), "sha256").hexdigest()
+    return backend_key(service, secret)
 
 
 def _last_lines() -> str:
