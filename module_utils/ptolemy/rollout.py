@@ -68,7 +68,7 @@ def share(raw: Raw, path: str, name: str, part: float, now: float) -> dict[str, 
 
 def promote(raw: Raw, path: str, name: str) -> dict[str, Any]:
     """Make the service what its canary is. Raises ConfigError: there is none."""
-    entry = _canary(raw, path, name)["service"]
+    entry = _sized_as(raw["services"][name], _canary(raw, path, name)["service"])
     return _checked(_without_canary({**raw, "services": {**raw["services"], name: entry}}, name), path)
 
 
