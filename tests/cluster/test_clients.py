@@ -132,9 +132,8 @@ def test_embeddings(client, embed, encoding):
     assert vectors[0] == pytest.approx(vectors[2], abs=1e-3) and vectors[0] != pytest.approx(vectors[1], abs=1e-3)
 
 
-@pytest.mark.xfail(reason="the demo model's chat template knows no tools yet")
 def test_a_tool_is_called_and_its_result_is_answered(client):
-    offered = {"model": "demo", "tools": [TOOL], "max_tokens": JSON_TOKENS}
+    offered = {"model": "demo", "tools": [TOOL], "max_tokens": JSON_TOKENS, "temperature": 0}
     asked = client.chat.completions.create(messages=HELLO, tool_choice="required", **offered)
     call = asked.choices[0].message.tool_calls[0]
     assert call.function.name == "book"
@@ -183,10 +182,9 @@ def test_anthropics_messages(claude):
     assert claude.messages.count_tokens(model="demo", messages=HELLO).input_tokens > 0
 
 
-@pytest.mark.xfail(reason="the demo model's chat template knows no tools yet")
 def test_anthropics_tools(claude):
     answer = claude.messages.create(
-        model="demo", messages=HELLO, max_tokens=JSON_TOKENS, tools=[ANTHROPIC_TOOL], tool_choice={"type": "any"}
+        model="demo", messages=HELLO, max_tokens=JSON_TOKENS, temperature=0, tools=[ANTHROPIC_TOOL], tool_choice={"type": "any"}
     )
     call = next(block for block in answer.content if block.type == "tool_use")
     assert call.name == "book" and Booking.model_validate(call.input)
