@@ -207,9 +207,11 @@ class _Service:
             return f"{'extra one ' if replica['opportunistic'] else ''}waiting ({replica['reason']})"
         if replica["slurm"] != RUNNING:
             return str(replica["slurm"].lower())
-        if self._leaves(replica):
+        if self._drains(replica):
             busy = any(server["in_flight"] for server in self._servers(replica))
             return "draining, still answering" if busy else "draining"
+        if self._leaves(replica) and replica["state"] == READY:
+            return "of another revision, until successors serve"
         if replica["state"] != READY:
             return str(replica["state"])
         return "ready" if self._serves(replica) else "not reached by HAProxy"
@@ -225,8 +227,10 @@ class _Service:
         ]
 
     def _leaves(self, replica: Row) -> bool:
-        draining = any(server["admin"] == "drain" for server in self._servers(replica))
-        return draining or replica["state"] == DRAINING or replica["revision"] != self._service.revision
+        return self._drains(replica) or replica["revision"] != self._service.revision
+
+    def _drains(self, replica: Row) -> bool:
+        return replica["state"] == DRAINING or any(server["admin"] == "drain" for server in self._servers(replica))
 
     def _serves(self, replica: Row) -> bool:
         return any(server["up"] and server["admin"] == "ready" for server in self._servers(replica))
