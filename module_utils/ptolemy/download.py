@@ -42,7 +42,7 @@ class FetchError(PtolemyError):
     """A file could not be brought; the message says what to do next."""
 
 
-class _DiskError(Exception):
+class DiskError(Exception):
     """The disk and not the network refused something; the cause is the OSError."""
 
 
@@ -85,7 +85,7 @@ class Part:
 
     def append(self, block: bytes) -> None:
         rest = memoryview(block)
-        with _disk():
+        with disk():
             while rest:  # without a buffer a write may be a part of one
                 rest = rest[self.stream.write(rest) :]
         self.hashed.update(block)
@@ -133,13 +133,10 @@ class Download:
                 # The file may have changed between two answers without the server telling; a whole new one decides.
                 part.restart()
                 self._complete(part)
-            with _disk():
+            with disk():
                 os.fsync(stream.fileno())
-        except _DiskError as error:
-            cause = error.__cause__
-            if isinstance(cause, OSError) and cause.errno in NO_ROOM:
-                raise self._no_room(part) from cause
-            raise FetchError(f"{stream.name}: {cause}") from cause
+        except DiskError as error:
+            raise told(error, part, self._url) from error
         found = part.hashed.hexdigest()
         if found != self._sha256:
             size = part.size
@@ -248,11 +245,9 @@ class Download:
             total = int(length) if length.isdigit() else None
         part.total, part.validator = total, validator or part.validator
         note = {"url": shown(self._url), "sha256": self._sha256, "total": part.total, "validator": part.validator}
-        with _disk():
-            _write_note(part.stream.name, note)
-            free = os.statvfs(part.stream.name)
-        if part.total is not None and part.total - part.size > free.f_bavail * free.f_frsize - SPARE:
-            raise self._no_room(part)
+        with disk():
+            write_note(part.stream.name, note)
+        check_room(part, self._url)
 
     def _receive(self, part: Part, answer: IO[bytes]) -> None:
         part.stream.seek(part.size)
@@ -261,14 +256,6 @@ class Download:
             self._report(part.size, part.total)
             if time.monotonic() > self._deadline:
                 raise _AgainError("it takes too long")
-
-    def _no_room(self, part: Part) -> FetchError:
-        folder = os.path.dirname(part.stream.name)
-        free = os.statvfs(folder)
-        return FetchError(
-            f"{folder}: no room for {shown(self._url)}: {_or_unknown(part.total)} bytes, of which {part.size} are there and kept; free are "
-            f"{free.f_bavail * free.f_frsize}. Make room or set models_dir to a larger file system, and run the playbook again"
-        )
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -288,11 +275,39 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 @contextlib.contextmanager
-def _disk() -> Iterator[None]:
+def disk() -> Iterator[None]:
+    """What fails in here is the disk's fault: an OSError becomes a DiskError."""
     try:
         yield
     except OSError as error:
-        raise _DiskError from error
+        raise DiskError from error
+
+
+def told(error: DiskError, part: Part, source: str) -> FetchError:
+    """The message for what a disk refused."""
+    cause = error.__cause__
+    full = isinstance(cause, OSError) and cause.errno in NO_ROOM
+    return no_room(part, source) if full else FetchError(f"{part.stream.name}: {cause}")
+
+
+def check_room(part: Part, source: str) -> None:
+    """Raise FetchError where the rest of a file cannot fit, before hours are spent on finding out."""
+    if part.total is not None and part.total - part.size > free(part.stream.name) - SPARE:
+        raise no_room(part, source)
+
+
+def no_room(part: Part, source: str) -> FetchError:
+    folder = os.path.dirname(part.stream.name)
+    return FetchError(
+        f"{folder}: no room for {shown(source)}: it has {_or_unknown(part.total)} bytes, of which {part.size} are there and kept; free are "
+        f"{free(folder)}. Make room or set models_dir to a larger file system, and run the playbook again"
+    )
+
+
+def free(path: str) -> int:
+    """Bytes that an ordinary account may still write to the file system of ``path``."""
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize
 
 
 def noted(path: str) -> dict[str, Any]:
@@ -311,7 +326,8 @@ def forget(path: str) -> None:
         os.unlink(f"{path}.json")
 
 
-def _write_note(path: str, note: Mapping[str, Any]) -> None:
+def write_note(path: str, note: Mapping[str, Any]) -> None:
+    """Write the note of a part."""
     temporary = f"{path}.json.{os.getpid()}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
