@@ -2,7 +2,7 @@
 # Copyright: Ptolemy contributors
 # Licensed under the Apache License, Version 2.0
 
-"""Ansible module: the files of one model of the catalogue. The action plugin of the same name lets it take hours, and shows how far it is."""
+"""Ansible module: the files of one model. The action plugin of the same name lets it take hours, and shows how far it is."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def header(files: tuple[catalogue.ModelFile, ...], states: list[State], params: 
         read = gguf.read_model([os.path.join(params["directory"], name) for name in shards])
         if read.size < read.expected_size:
             warn(
-                f"{params['name']}: its header asks for {read.expected_size} bytes, but there are {read.size}: the published file is cut off"
+                f"{params['name']}: is cut off as it was published: it has {read.size} bytes, and its header asks for {read.expected_size}"
             )
         return {
             "architecture": read.architecture,
@@ -261,7 +261,7 @@ def main() -> None:
         changed=changed,
         done=all(state.state == RIGHT for state in after),
         files=[
-            {"file": state.file, "source": file.source, "state": state.state, "sha256": state.sha256, "size": state.size}
+            {"file": state.file, "source": catalogue.shown(file.source), "state": state.state, "sha256": state.sha256, "size": state.size}
             for file, state in zip(files, after)
         ],
         header=header(files, after, params, module.warn),

@@ -79,8 +79,9 @@ class Part:
     def restart(self) -> None:
         """Forget what is there."""
         self.restarts += self.size > 0
-        self.stream.seek(0)
-        self.stream.truncate()
+        with disk():
+            self.stream.seek(0)
+            self.stream.truncate()
         self.hashed, self.size, self.total, self.validator, self.resumed = hashlib.sha256(), 0, None, "", False
 
     def append(self, block: bytes) -> None:
@@ -126,8 +127,9 @@ class Download:
         Raises:
             FetchError: it could not be brought. What is right of the part stays; a whole but wrong one is emptied.
         """
-        part = self._part(stream)
+        part = Part(stream)
         try:
+            self._take_up(part)
             self._complete(part)
             if part.hashed.hexdigest() != self._sha256 and part.resumed:
                 # The file may have changed between two answers without the server telling; a whole new one decides.
@@ -137,30 +139,28 @@ class Download:
                 os.fsync(stream.fileno())
         except DiskError as error:
             raise told(error, part, self._url) from error
-        found = part.hashed.hexdigest()
+        found, size = part.hashed.hexdigest(), part.size
         if found != self._sha256:
-            size = part.size
-            part.restart()
+            stream.truncate(0)
             forget(stream.name)
             raise FetchError(
                 f"{shown(self._url)}: its sha256 is {found} ({size} bytes), the catalogue wants {self._sha256}; nothing was installed. "
                 "If the publisher has changed the file, pin the old revision or correct sha256"
             )
 
-    def _part(self, stream: BinaryIO) -> Part:
-        part = Part(stream, size=os.fstat(stream.fileno()).st_size)
-        note = noted(stream.name)
+    def _take_up(self, part: Part) -> None:
+        """Hash what an earlier run has left, if it is a part of this file."""
+        part.size, note = os.fstat(part.stream.fileno()).st_size, noted(part.stream.name)
         if note.get("sha256") != self._sha256 or note.get("url") != shown(self._url):
             part.restart()
-            return part
+            return
         part.total, part.validator, part.resumed = note.get("total"), str(note.get("validator", "")), part.size > 0
-        stream.seek(0)
-        while block := stream.read(BLOCK):
-            part.hashed.update(block)
-            self._report(part.size, part.total)
+        with disk():
+            part.stream.seek(0)
+            while block := part.stream.read(BLOCK):
+                part.hashed.update(block)
         if part.total is not None and part.size > part.total:
             part.restart()
-        return part
 
     def _complete(self, part: Part) -> None:
         failures, began = 0, part.size
