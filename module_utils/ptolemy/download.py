@@ -141,8 +141,9 @@ class Download:
             raise told(error, part, self._url) from error
         found, size = part.hashed.hexdigest(), part.size
         if found != self._sha256:
-            stream.truncate(0)
-            forget(stream.name)
+            with contextlib.suppress(OSError):  # without its note it is not taken up again in any case
+                forget(stream.name)
+                stream.truncate(0)
             raise FetchError(
                 f"{shown(self._url)}: its sha256 is {found} ({size} bytes), the catalogue wants {self._sha256}; nothing was installed. "
                 "If the publisher has changed the file, pin the old revision or correct sha256"

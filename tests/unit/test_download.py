@@ -9,8 +9,8 @@ import os
 import random
 
 import pytest
-from model_server import Site, serve
 
+from model_server import Site, serve
 from ptolemy import download
 from ptolemy.download import Download, FetchError, noted
 
@@ -146,7 +146,7 @@ def test_a_busy_server_is_asked_again_with_longer_and_longer_pauses_but_not_for_
 
 
 def test_a_server_that_is_not_there_is_told_soon(site, target):
-    with pytest.raises(FetchError, match="http://127.0.0.1:9/m.gguf: Connection refused"):
+    with pytest.raises(FetchError, match=r"http://127\.0\.0\.1:9/m\.gguf: Connection refused"):
         target.fetch("http://127.0.0.1:9/m.gguf?token=secret")
     assert sum(target.pauses) < 20
 
