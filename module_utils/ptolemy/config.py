@@ -70,6 +70,8 @@ class Service:
         model: the model's name in the catalogue.
         model_path: the GGUF file on the compute nodes.
         model_sha256: its checksum.
+        model_more: the model's other files in the same directory, further shards and the mmproj: ``SHA256  NAME``, as sha256sum prints.
+        mmproj_path: the multimodal projector on the compute nodes, or empty.
         kind: what it answers: ``chat`` (chats and completions) or ``embedding`` (embeddings only).
         min, max: the least and the most Slurm jobs that serve it. With ``min`` 0 it sleeps while nobody asks.
         opportunistic: how many of ``max`` are extra ones, on GPUs that nobody else wants at the time.
@@ -104,6 +106,8 @@ class Service:
     min: int
     max: int
     partition: str
+    model_more: tuple[str, ...] = ()
+    mmproj_path: str = ""
     kind: str = CHAT
     opportunistic: int = 0
     target_load: float = 0.8
@@ -162,6 +166,7 @@ class Service:
             self.slots,
             self.context,
             list(self.arguments),
+            *self.model_more,
         )
         return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]
 

@@ -88,7 +88,7 @@ class Replica:
         # Resolved once, so that an upgrade of the node does not change a running replica.
         self._program = os.path.realpath(spec["llama_server"])
         self._key = _key_of(spec["service"], spec["key_file"])
-        for path in (self._program, spec["model_path"]):
+        for path in filter(None, (self._program, spec["model_path"], spec.get("mmproj_path"))):
             if not os.path.isfile(path):
                 raise ReplicaError(f"{path} is not on {socket.gethostname()}; run site.yml for this node")
         self.servers = [
@@ -225,6 +225,7 @@ class Replica:
             *("--host", "0.0.0.0"),  # the cluster's network; every path but /health asks for the key
             *("--port", str(port)),
             *("--model", spec["model_path"]),
+            *(("--mmproj", spec["mmproj_path"]) if spec.get("mmproj_path") else ()),
             *("--alias", spec["service"]),
             *("--parallel", str(spec["slots"])),
             *("--ctx-size", str(spec["context"] * spec["slots"])),  # llama-server divides it among its slots
