@@ -8,10 +8,12 @@ from typing import Any
 
 import jinja2
 import pytest
+import yaml
 
 from ptolemy import catalogue, config
 from ptolemy.catalogue import ModelFile, shown, url
 from ptolemy.errors import ConfigError
+from test_site import complaints, site, with_model
 
 CHECKOUT = Path(__file__).parents[2]
 A, B, C = "a" * 64, "b" * 64, "c" * 64
@@ -81,6 +83,28 @@ def test_a_source_is_shown_without_its_secrets() -> None:
     assert shown("file:///srv/b.gguf") == "file:///srv/b.gguf"
 
 
+def test_shards_and_an_mmproj_are_right_where_they_fit_together() -> None:
+    projector = {"file": "mmproj.gguf", "source": "hf://o/n/mmproj.gguf", "sha256": "1" * 64}
+    large = {"file": "l-00001-of-00002.gguf", "source": "hf://o/n@v1/q8/l-00001-of-00002.gguf", "sha256": ["2" * 64, "3" * 64]}
+    models = {**site()["ptolemy_models"], "large": {**large, "licence": "MIT", "mmproj": projector}}
+    assert complaints(site(ptolemy_models=models)) == {}
+    assert complaints(with_model(mmproj={**projector, "sha": "x"})) == {
+        "ptolemy_models.demo.mmproj.sha": "unknown key (did you mean 'sha256'?)"
+    }
+    assert complaints(with_model(mmproj={**projector, "file": "../x"})).keys() == {"ptolemy_models.demo.mmproj.file"}
+    models["large"]["sha256"] = "2" * 64
+    assert complaints(site(ptolemy_models=models)) == {"ptolemy_models.large.sha256": "2 shards have 2 checksums, not 1"}
+
+
+def test_quantisations_of_a_model_may_share_an_mmproj_but_only_the_same_one() -> None:
+    projector = {"file": "mmproj.gguf", "source": "hf://o/n/mmproj.gguf", "sha256": "1" * 64}
+    models = with_model(mmproj=projector)["ptolemy_models"]
+    models["other"] = {**models["demo"], "file": "other.gguf"}
+    assert complaints(site(ptolemy_models=models)) == {}
+    models["other"]["mmproj"] = {**projector, "sha256": "2" * 64}
+    assert complaints(site(ptolemy_models=models)) == {"ptolemy_models.other.mmproj.file": "'mmproj.gguf' is also a file of model 'demo'"}
+
+
 def test_the_services_file_tells_the_shards_and_the_mmproj_and_they_decide_the_revision() -> None:
     plain = services_file(entry())
     assert (plain.model_more, plain.mmproj_path, plain.model_sha256) == ((), "", A)
@@ -98,12 +122,11 @@ def services_file(model: dict[str, Any]) -> config.Service:
         combine=lambda one, other: {**one, **other},
         to_nice_json=lambda value, **_: json.dumps(value),
     )
-    variables = {
-        "models": {"m": model},
-        "services": {"chat": {"model": "m", "min": 1, "max": 1, "partition": "gpu"}},
-        "models_dir": "/models",
-    }
-    template = environment.from_string((CHECKOUT / "roles/ptolemyd/templates/services.json.j2").read_text(encoding="utf-8"))
-    rendered = json.loads(template.render({f"ptolemyd_{name}": value for name, value in variables.items()}))
+    role = CHECKOUT / "roles" / "ptolemyd"
+    variables: dict[str, Any] = dict.fromkeys(yaml.safe_load((role / "defaults" / "main.yml").read_text(encoding="utf-8")), "0")
+    services = {"chat": {"model": "m", "min": 1, "max": 1, "partition": "gpu"}}
+    variables.update(ptolemyd_models={"m": model}, ptolemyd_services=services, ptolemyd_models_dir="/models")
+    template = environment.from_string((role / "templates" / "services.json.j2").read_text(encoding="utf-8"))
+    rendered = json.loads(template.render(variables))
     rendered["site"] = {"user": "ptolemy", "uid": 6030}
     return config.parse(rendered, "services.json").services["chat"]

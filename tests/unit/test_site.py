@@ -208,28 +208,6 @@ def test_two_models_may_not_share_a_file() -> None:
     assert complaints(site(ptolemy_models=models)) == {"ptolemy_models.other.file": "'demo-f16.gguf' is also the file of model 'demo'"}
 
 
-def test_shards_and_an_mmproj_are_right_where_they_fit_together() -> None:
-    projector = {"file": "mmproj.gguf", "source": "hf://o/n/mmproj.gguf", "sha256": "1" * 64}
-    large = {"file": "l-00001-of-00002.gguf", "source": "hf://o/n@v1/q8/l-00001-of-00002.gguf", "sha256": ["2" * 64, "3" * 64]}
-    models = {**site()["ptolemy_models"], "large": {**large, "licence": "MIT", "mmproj": projector}}
-    assert complaints(site(ptolemy_models=models)) == {}
-    assert complaints(with_model(mmproj={**projector, "sha": "x"})) == {
-        "ptolemy_models.demo.mmproj.sha": "unknown key (did you mean 'sha256'?)"
-    }
-    assert complaints(with_model(mmproj={**projector, "file": "../x"})).keys() == {"ptolemy_models.demo.mmproj.file"}
-    models["large"]["sha256"] = "2" * 64
-    assert complaints(site(ptolemy_models=models)) == {"ptolemy_models.large.sha256": "2 shards have 2 checksums, not 1"}
-
-
-def test_quantisations_of_a_model_may_share_an_mmproj_but_only_the_same_one() -> None:
-    projector = {"file": "mmproj.gguf", "source": "hf://o/n/mmproj.gguf", "sha256": "1" * 64}
-    models = with_model(mmproj=projector)["ptolemy_models"]
-    models["other"] = {**models["demo"], "file": "other.gguf"}
-    assert complaints(site(ptolemy_models=models)) == {}
-    models["other"]["mmproj"] = {**projector, "sha256": "2" * 64}
-    assert complaints(site(ptolemy_models=models)) == {"ptolemy_models.other.mmproj.file": "'mmproj.gguf' is also a file of model 'demo'"}
-
-
 @pytest.mark.parametrize("value", [PLACEHOLDER, f"{PLACEHOLDER}: sha256sum of the file"])
 def test_a_placeholder_is_refused_wherever_it_stands(value: str) -> None:
     assert complaints(with_model(sha256=value)) == {"ptolemy_models.demo.sha256": "still holds the example's placeholder"}
