@@ -33,6 +33,8 @@ class Site:
         llama_server: path of llama-server on the compute nodes.
         llama_cpp: identity of the llama.cpp build (source, flags), part of each revision.
         backend_key_file: path on the compute nodes of the key that llama-server asks for.
+        models_cache_dir: directory on the compute nodes' own disk for copies of the models, or empty.
+        models_cache_size: what all of them may take there, as ``800G``.
         port_first, port_last: the TCP ports that endpoints may use.
         interval: seconds between two ticks.
         command_timeout: seconds that one Slurm command may take.
@@ -53,6 +55,8 @@ class Site:
     llama_server: str = "/opt/ptolemy/llama.cpp/current/bin/llama-server"
     llama_cpp: str = ""
     backend_key_file: str = "/etc/ptolemy/backend.key"
+    models_cache_dir: str = ""
+    models_cache_size: str = ""
     port_first: int = 20000
     port_last: int = 29999
     interval: float = 1.0

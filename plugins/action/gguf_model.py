@@ -19,6 +19,7 @@ from ansible.plugins.action import ActionBase
 TIMEOUT = 14400  # as the module documents it
 SPARE = 300  # seconds after which Ansible ends a module that did not keep to its own timeout
 FIRST_PAUSE, LAST_PAUSE = 0.5, 10.0
+SHOW_FROM = 4.0  # what takes less is not worth a line
 MOST_LOST = 30  # looks in a row without an answer: five minutes
 
 
@@ -46,7 +47,7 @@ def follow(
             result = finished()
             if result:
                 return result
-            if pause == LAST_PAUSE:
+            if pause >= SHOW_FROM:
                 lines = look()
                 for line in lines:
                     if line not in shown:
