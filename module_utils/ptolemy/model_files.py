@@ -128,7 +128,7 @@ class Store:
         if not os.path.isdir(self.directory):
             raise FetchError(f"{self.directory}: no such directory; make it, or correct models_dir")
         path = os.path.join(self.directory, file.file)
-        with self._locked(file) as stream:
+        with self.locked(file) as stream:
             # Another process may have brought it while this one waited for the lock.
             state = self.look([file])[0]
             if state.state == RIGHT:
@@ -144,7 +144,7 @@ class Store:
                 raise FetchError(f"{file.source} lies on the controller, and was not copied to this host; run the playbook again")
             else:
                 self._download(file, stream)
-            self._install(incoming, path)
+            self.install(incoming, path)
             forget(stream.name)
             with contextlib.suppress(OSError):  # a stamp only saves time
                 write_stamp(path, file.sha256)
@@ -183,7 +183,8 @@ class Store:
             raise FetchError(f"{staged}: {error.strerror}; run the playbook again") from error
         _compare(file.source, digest, file, lambda: os.unlink(staged))
 
-    def _install(self, incoming: str, path: str) -> None:
+    def install(self, incoming: str, path: str) -> None:
+        """Give a whole file its owner, its mode and, by a rename, its name. Raises FetchError."""
         try:
             descriptor = os.open(incoming, os.O_RDONLY | os.O_NOFOLLOW)
             try:
@@ -209,7 +210,7 @@ class Store:
         return os.path.join(self.directory, f".incoming-{file.file}")
 
     @contextlib.contextmanager
-    def _locked(self, file: ModelFile) -> Iterator[BinaryIO]:
+    def locked(self, file: ModelFile) -> Iterator[BinaryIO]:
         """Open the part for this process alone; an empty one is removed at the end."""
         path = self._part(file)
         stream = self._opened(path)
