@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from .catalogue import shown
 from .errors import PtolemyError
+from .process import one_line
 
 BLOCK = 1 << 20
 STALL = 60.0  # seconds without a byte, or for a connection, after which an attempt ends
@@ -199,6 +200,8 @@ class Download:
             if isinstance(getattr(error, "reason", error), ssl.SSLCertVerificationError):
                 raise FetchError(f"{shown(self._url)}: {_reason(error)}; install the certificate authority on this host") from error
             raise _AgainError(_reason(error)) from error
+        except ValueError as error:  # from the address itself
+            raise FetchError(f"{shown(self._url)}: {error}; correct the source, or models_hf_endpoint") from error
         if part.total is not None and part.size < part.total:
             raise _AgainError(f"the connection ended after {part.size} of {part.total} bytes")
         part.total = part.size
@@ -223,10 +226,13 @@ class Download:
             raise _AgainError(f"the server answers {error.code} {error.reason}", float(wait) if wait.isdigit() else 0.0) from error
         hint = ""
         if error.code in (401, 403):
-            hint = "; accept the model's licence with the publisher, and set models_hf_token (hf://) or models_url_headers in the vault"
+            hint = (
+                "; correct the source, or accept the model's licence with the publisher and set models_hf_token (hf://) or"
+                " models_url_headers in the vault"
+            )
         elif error.code == 404:
             hint = "; correct the source"
-        raise FetchError(f"{shown(self._url)}: the server answers {error.code} {error.reason}{hint}") from error
+        raise FetchError(f"{shown(self._url)}: the server answers {error.code} {one_line(str(error.reason))}{hint}") from error
 
     def _accept(self, part: Part, status: int, headers: Message) -> None:
         """Take an answer's headers: is it the rest of our part, or the whole file?"""

@@ -18,7 +18,8 @@ from ansible.plugins.action import ActionBase
 
 TIMEOUT = 14400  # as the module documents it
 SPARE = 300  # seconds after which Ansible ends a module that did not keep to its own timeout
-FIRST_PAUSE, LAST_PAUSE = 0.5, 10.0
+FIRST_PAUSE = 0.5
+LAST_PAUSE = 10.0
 SHOW_FROM = 4.0  # what takes less is not worth a line
 MOST_LOST = 30  # looks in a row without an answer: five minutes
 

@@ -159,6 +159,12 @@ def test_what_asking_again_cannot_mend_is_told_at_once(site, target, status, hin
     assert (target.pauses, "secret" in str(told.value)) == ([], False)
 
 
+def test_an_address_that_is_none_is_told_at_once(target):
+    with pytest.raises(FetchError, match=r"unknown url type.*; correct the source, or models_hf_endpoint"):
+        target.fetch("huggingface.co/o/n/m.gguf")
+    assert target.pauses == []
+
+
 def test_a_token_stays_with_its_host(site, target):
     with serve(Site(token="hf_abc")) as hub:
         hub.redirect = f"{site.url}/elsewhere"
