@@ -91,10 +91,11 @@ models:
   returned: success
   type: dict
   sample: {before: qwen3-8b-q8, after: qwen3-8b-q8, canary: qwen3-8b-q4}
-model_path:
-  description: The file of the model that the service runs afterwards.
+files:
+  description: The paths of the model files that the service needs afterwards, on the compute nodes.
   returned: success
-  type: str
+  type: list
+  elements: str
 """
 
 import json
@@ -103,7 +104,7 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.ptolemy import rollout
-from ansible.module_utils.ptolemy.config import Config, parse
+from ansible.module_utils.ptolemy.config import Config, Service, parse
 from ansible.module_utils.ptolemy.errors import ConfigError
 from ansible.module_utils.ptolemy.files import replace_file
 from ansible.module_utils.ptolemy.resize import dump
@@ -150,6 +151,12 @@ def kept(name: str, state: str, before: Config, after: Config, raw: dict, previo
     return {**previous, name: raw["services"][name]}
 
 
+def files(service: Service) -> list[str]:
+    """Return the paths of a service's model files."""
+    directory = os.path.dirname(service.model_path)
+    return [service.model_path, *(os.path.join(directory, line.split()[1]) for line in service.model_more)]
+
+
 def main() -> None:
     """Entry point."""
     module = AnsibleModule(
@@ -190,7 +197,7 @@ def main() -> None:
         revision=revision,
         canary=canary,
         models=models,
-        model_path=after.services[name].model_path,
+        files=files(after.services[name]),
         diff={"before": dump(raw), "after": dump(changed)},
     )
 

@@ -37,6 +37,8 @@ class Site:
         llama_server: path of llama-server on the compute nodes.
         llama_cpp: identity of the llama.cpp build (source, flags), part of each revision.
         backend_key_file: path on the compute nodes of the key that llama-server asks for.
+        models_cache_dir: directory on the compute nodes' own disk for copies of the models, or empty.
+        models_cache_size: what all of them may take there, as ``800G``.
         port_first, port_last: the TCP ports that endpoints may use.
         interval: seconds between two ticks.
         command_timeout: seconds that one Slurm command may take.
@@ -57,6 +59,8 @@ class Site:
     llama_server: str = "/opt/ptolemy/llama.cpp/current/bin/llama-server"
     llama_cpp: str = ""
     backend_key_file: str = "/etc/ptolemy/backend.key"
+    models_cache_dir: str = ""
+    models_cache_size: str = ""
     port_first: int = 20000
     port_last: int = 29999
     interval: float = 1.0
@@ -74,6 +78,8 @@ class Service:
         model: the model's name in the catalogue.
         model_path: the GGUF file on the compute nodes.
         model_sha256: its checksum.
+        model_more: the model's other files in the same directory, further shards and the mmproj: ``SHA256  NAME``, as sha256sum prints.
+        mmproj_path: the multimodal projector on the compute nodes, or empty.
         kind: what it answers: ``chat`` (chats and completions) or ``embedding`` (embeddings only).
         min, max: the least and the most Slurm jobs that serve it. With ``min`` 0 it sleeps while nobody asks.
         opportunistic: how many of ``max`` are extra ones, on GPUs that nobody else wants at the time.
@@ -108,6 +114,8 @@ class Service:
     min: int
     max: int
     partition: str
+    model_more: tuple[str, ...] = ()
+    mmproj_path: str = ""
     kind: str = CHAT
     opportunistic: int = 0
     target_load: float = 0.8
@@ -179,6 +187,7 @@ class Service:
             self.slots,
             self.context,
             list(self.arguments),
+            *self.model_more,
         )
         return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]
 

@@ -17,3 +17,7 @@ class ChangeError(PtolemyError):
 
 class ConfigError(PtolemyError):
     """The services file is missing or wrong; the message names the file, the key and the mend."""
+
+
+class GgufError(PtolemyError, ValueError):
+    """A model's file cannot be read as GGUF; the message names the file and what is wrong with it."""
