@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
+
+import yaml
 
 from cluster_host import ROOT, unharmed
 
@@ -57,6 +60,20 @@ def test_a_drained_node_is_empty_when_the_playbook_returns_and_no_request_is_los
     state = ("sinfo", "--noheader", f"--nodes={node}", "--format=%T")
     # `*`: slurmctld has not heard from it for a moment.
     cluster.until(lambda: cluster.run("head", *state).split()[0].rstrip("*") in ("idle", "mixed", "allocated"), "the node is in use again")
+
+
+def test_a_model_is_quantised_by_a_job(cluster, tmp_path):
+    wish = {"model": "demo-f16", "types": "Q5_0", "quantize_cpus": 1, "quantize_entries": str(tmp_path / "entries.yml")}
+    try:
+        shown, _ = playbook("quantize", "--extra-vars", json.dumps(wish))
+        entry = yaml.safe_load((tmp_path / "entries.yml").read_text())["demo-q5_0"]
+        made = entry["source"].removeprefix("file://")
+        sums = [cluster.run(node, "sha256sum", made, check=False) for node in ("n1", "n2")]
+        assert any(line.startswith(entry["sha256"]) for line in sums)
+        assert entry["sha256"] in shown
+    finally:
+        for node in ("n1", "n2"):
+            cluster.run(node, "sh", "-c", "rm -f /var/lib/ptolemy/models/*q5_0* /var/lib/ptolemy/models/.*q5_0*")
 
 
 def test_the_status_is_shown_as_lines(cluster):
