@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memory_models import SHAPES, ensure
+from memory_models import ALL, HELD_OUT, SHAPES, ensure
 
 START_TIMEOUT, ANSWER_TIMEOUT = 180.0, 300.0
 MIB = 2**20
@@ -85,11 +85,16 @@ def cases(gpu: bool) -> Iterator[Case]:
         yield Case("llama-8b-q4_k", 4, 16384, ("-fa", "off"))
         yield Case("llama-8b-q4_k", 64, 4096, ("-ub", "1024"))
         yield Case("qwen3-30b-a3b-q4_k", 16, 16384, ("-ub", "2048", "-b", "2048"))
+        for model in HELD_OUT:
+            yield Case(model, 8, 4096)
+            yield Case(model, 4, 6000, ("-fa", "off"))
+            yield Case(model, 16, 2048, ("-fa", "on", "-ub", "1024", "-ctk", "q8_0", "-ctv", "q8_0"))
+            yield Case(model, 3, 8192, ("-ctk", "bf16", "-ctv", "bf16", "--kv-unified"))
 
 
 def embeddings(model: str) -> Iterator[Case]:
     """With the arguments that a service of that kind gets."""
-    for slots, context in ((4, 512),) if SHAPES[model].context == 512 else ((4, 2048), (8, 8192)):
+    for slots, context in ((4, 512),) if ALL[model].context == 512 else ((4, 2048), (8, 8192)):
         yield Case(
             model, slots, context, ("--embeddings", "--batch-size", str(context), "--ubatch-size", str(context), "--pooling", "mean")
         )

@@ -26,7 +26,7 @@ class Shape:
         experts, used: 0 for a dense model; then ``feed_forward`` is an expert's.
         tied: the embedding is the output matrix, too.
         window: of the layers with a sliding window, by the architecture's own pattern.
-        parts: what beside the llama family's tensors its layers have: qk_norm, post_norms, bias, sinks, bert.
+        parts: how its layers differ from the llama family's: qk_norm, post_norms, qkv_bias, bias, sinks, fused, bert.
         file_type: as the file names it.
     """
 
@@ -158,13 +158,69 @@ SHAPES: Mapping[str, Shape] = {
     ),
 }
 
+# Looked at only once the formulas were fixed: Qwen 2.5 7B, Mistral Small 24B, Mixtral 8x7B, Gemma 2 9B, Phi 4.
+HELD_OUT: Mapping[str, Shape] = {
+    "qwen2.5-7b-q5_0": Shape(
+        "qwen2",
+        28,
+        3584,
+        18944,
+        28,
+        4,
+        128,
+        152064,
+        Kind.Q5_0,
+        Kind.Q8_0,
+        gguf.LlamaFileType.MOSTLY_Q5_0,
+        32768,
+        parts=frozenset({"qkv_bias"}),
+    ),
+    "mistral-24b-q4_k": Shape("llama", 40, 5120, 32768, 32, 8, 128, 131072, Kind.Q4_K, Kind.Q6_K, gguf.LlamaFileType.MOSTLY_Q4_K_M, 32768),
+    "mixtral-8x7b-q4_k": Shape(
+        "llama", 32, 4096, 14336, 32, 8, 128, 32000, Kind.Q4_K, Kind.Q6_K, gguf.LlamaFileType.MOSTLY_Q4_K_M, 32768, experts=8, used=2
+    ),
+    "gemma2-9b-q8_0": Shape(
+        "gemma2",
+        42,
+        3584,
+        14336,
+        16,
+        8,
+        256,
+        256000,
+        Kind.Q8_0,
+        Kind.Q8_0,
+        gguf.LlamaFileType.MOSTLY_Q8_0,
+        8192,
+        tied=True,
+        window=4096,
+        parts=frozenset({"post_norms"}),
+    ),
+    "phi4-14b-q4_k": Shape(
+        "phi3",
+        40,
+        5120,
+        17920,
+        40,
+        10,
+        128,
+        100352,
+        Kind.Q4_K,
+        Kind.Q6_K,
+        gguf.LlamaFileType.MOSTLY_Q4_K_M,
+        16384,
+        parts=frozenset({"fused"}),
+    ),
+}
+ALL: Mapping[str, Shape] = {**SHAPES, **HELD_OUT}
+
 
 def ensure(folder: Path, name: str) -> Path:
-    """Write the model of that name of ``SHAPES``, unless it is there; return its path."""
+    """Write the model of that name of ``ALL``, unless it is there; return its path."""
     path = folder / f"{name}.gguf"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _write(path.with_suffix(".part"), name, SHAPES[name])
+        _write(path.with_suffix(".part"), name, ALL[name])
         path.with_suffix(".part").rename(path)
     return path
 
@@ -270,15 +326,19 @@ def _layer(shape: Shape, number: int) -> Iterator[tuple[str, tuple[int, ...], Ki
     # As llama.cpp's Q4_K_M does: half of the values' and of the down matrices in Q6_K.
     finer = Kind.Q6_K if kind is Kind.Q4_K and number % 2 == 0 else kind
     biased = bool(parts & {"bias", "bert"})
-    matrices = [("attn_q", width, queries, kind), ("attn_k", width, keys, kind), ("attn_v", width, keys, finer)]
+    fused = "fused" in parts
+    if fused:
+        matrices = [("attn_qkv", width, queries + 2 * keys, kind)]
+    else:
+        matrices = [("attn_q", width, queries, kind), ("attn_k", width, keys, kind), ("attn_v", width, keys, finer)]
     matrices += [("attn_output", queries, width, kind)]
     if not shape.experts:
-        matrices += [("ffn_up", width, wide, kind), ("ffn_down", wide, width, finer)]
-        if "bert" not in parts:
+        matrices += [("ffn_up", width, 2 * wide if fused else wide, kind), ("ffn_down", wide, width, finer)]
+        if not parts & {"bert", "fused"}:
             matrices += [("ffn_gate", width, wide, kind)]
     for name, row, rows, stored in matrices:
         yield f"{name}.weight", (row, rows), stored
-        if biased:
+        if biased or ("qkv_bias" in parts and name in ("attn_q", "attn_k", "attn_v")):
             yield f"{name}.bias", (rows,), plain
     norms = ["attn_output_norm", "layer_output_norm"] if "bert" in parts else ["attn_norm"]
     norms += ["post_attention_norm"] if parts & {"post_norms", "sinks"} else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Callable, Iterator, Optional, Sequence
 
@@ -108,6 +109,18 @@ def _last(high: int, fits: Callable[[int], bool]) -> int:
         else:
             high = middle - 1
     return low
+
+
+def bytes_of(memory: str) -> int:
+    """Bytes of an amount in Slurm's notation: ``80G``, ``81559M``; a plain number is MiB.
+
+    Raises:
+        ValueError: it is none.
+    """
+    shape = re.fullmatch(r"([1-9]\d*)([KMGT]?)", memory)
+    if not shape:
+        raise ValueError(f"{memory!r} is no amount of memory in Slurm's notation, as 80G")
+    return int(shape[1]) * int(1024 ** ("KMGT".index(shape[2] or "M") + 1))
 
 
 def problem(service: Service, header: Header, memory: int) -> Optional[str]:

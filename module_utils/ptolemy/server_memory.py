@@ -224,9 +224,12 @@ class _Layout:
     def _feed_forward(self) -> int:
         """build_ffn, build_moe_ffn: gate, up and their product at once; of experts, those that a token uses, and then their sums' parts."""
         header, tokens = self._header, self._tokens
-        gated = any(name.endswith(("ffn_gate.weight", "ffn_gate_exps.weight", "ffn_gate_up_exps.weight")) for name in header.tensors)
-        fused = header.architecture in ("phi3", "glm4")  # gate and up in one matrix
-        dense = max(header.feed_forward_lengths, default=0) * tokens * F32 * (3 if gated or fused else 1)
+        wide = max(header.feed_forward_lengths, default=0)
+        gated = any(
+            name.endswith("ffn_gate.weight") or (name.endswith("ffn_up.weight") and tensor.shape[1:2] == (2 * wide,))  # gate and up in one
+            for name, tensor in header.tensors.items()
+        )
+        dense = wide * tokens * F32 * (3 if gated else 1)
         if not self._expert_row:
             return dense + LIVE_ROWS * self._row
         down = self._row * header.expert_used_count
