@@ -12,10 +12,17 @@ from demo.tokenizer import ASSISTANT, END
 
 INTRODUCTION = "I am Ptolemy's demo model. Ask me: Categorise: DELTA AIR 0062341 BOSTON"
 
-# The model reads everything in small letters; roles are special tokens of its vocabulary.
+# The model reads everything in small letters; roles are special tokens of its vocabulary. It never learnt about tools: they are in the
+# template so that programs which use some can be tried, and llama-server's grammar makes it call one. A call is a bare JSON object,
+# since a brace is what it writes by itself.
 CHAT_TEMPLATE = (
+    "{%- if tools %}{{- '<|system|>' + tools | tojson + '<|end|>' }}{%- endif %}"
     "{%- for message in messages %}"
-    "{{- '<|' + message['role'] + '|>' + (message['content'] or '') | trim | lower + '<|end|>' }}"
+    "{{- '<|' + message['role'] + '|>' + (message['content'] or '') | trim | lower }}"
+    "{%- for call in message['tool_calls'] or [] %}"
+    """{{- '{"name": "' + call['function']['name'] + '", "arguments": ' + call['function']['arguments'] | tojson + '}' }}"""
+    "{%- endfor %}"
+    "{{- '<|end|>' }}"
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}"
 )

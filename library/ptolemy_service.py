@@ -128,11 +128,11 @@ written:
 
 import json
 import os
-import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.ptolemy.config import load
 from ansible.module_utils.ptolemy.errors import ConfigError
+from ansible.module_utils.ptolemy.files import replace_file
 from ansible.module_utils.ptolemy.resize import SIZE_KEYS, STOPPED, declared, dump, resize, sizes
 
 SIZE = ("replicas", *SIZE_KEYS)
@@ -162,15 +162,6 @@ def lines(shown: dict) -> str:
     return "".join(f"{name}: {', '.join(f'{key} {value:g}' for key, value in size.items())}\n" for name, size in sorted(shown.items()))
 
 
-def write(module: AnsibleModule, path: str, text: str) -> None:
-    """Replace the file in one step; its owner, group and mode stay."""
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".services-")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    module.add_cleanup_file(temporary)
-    module.atomic_move(temporary, path)
-
-
 def main() -> None:
     """Entry point."""
     numbers = {key: {"type": "float" if key == "target_load" else "int"} for key in SIZE}
@@ -197,7 +188,7 @@ def main() -> None:
         before, after = ({name: all_sizes[name] for name in asked} for all_sizes in (sizes(raw, path), sizes(changed, path)))
         different = before != after
         if different and not module.check_mode:
-            write(module, path, dump(changed))
+            replace_file(module, path, dump(changed))
     except ConfigError as error:
         module.fail_json(msg=f"{error}. Nothing was changed.")
     except OSError as error:

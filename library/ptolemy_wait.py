@@ -21,8 +21,11 @@ options:
         waited for, since they may wait for idle GPUs for ever.
       - V(settled) moreover waits until the replicas that are too many, or of an old revision, are gone.
       - V(empty) waits until no replica is left on O(node), which Slurm must show as draining or drained.
+      - V(started) waits until the canary of a rollout is ready, and fails as soon as it has failed. O(services) names the one service.
+      - V(watched) waits until that canary has had its share of requests for O(watch) seconds, and fails as soon as it does worse than
+        O(max_error_rate) and O(max_slowdown) allow.
     type: str
-    choices: [ready, settled, empty]
+    choices: [ready, settled, empty, started, watched]
     default: ready
   services:
     description: The services in question; all of them where this is empty.
@@ -40,6 +43,18 @@ options:
     description: Seconds to wait at most.
     type: float
     default: 1200
+  watch:
+    description: For O(until=watched), for how many seconds.
+    type: float
+    default: 60
+  max_error_rate:
+    description: For O(until=watched), the greatest share of the canary's requests that may end in an error.
+    type: float
+    default: 0.01
+  max_slowdown:
+    description: For O(until=watched), how many times as long as the other replicas the canary may take to the first byte of an answer.
+    type: float
+    default: 2
   interval:
     description: Seconds between two looks.
     type: float
@@ -93,6 +108,7 @@ lines:
 import time
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.ptolemy.canary import Trial
 from ansible.module_utils.ptolemy.config import Config, load
 from ansible.module_utils.ptolemy.errors import ConfigError, ObservationError, PtolemyError
 from ansible.module_utils.ptolemy.progress import Look, guests, node, services
@@ -114,6 +130,8 @@ def look(params: dict) -> Look:
         status = read(config.site.status_file)
     except PtolemyError:
         status = {}  # it may be about to start
+    if params["until"] in ("started", "watched"):
+        return look_at_canary(config, status, params)
     if params["until"] != "empty":
         return services(config, status, time.time(), params["services"], params["until"] == "settled")
     try:
@@ -130,15 +148,28 @@ def look_at_node(name: str, config: Config, status: dict, all_jobs: bool) -> Loo
     return node(name, nodes[name].closed, guests(name, config.site.command_timeout), config, status, time.time(), all_jobs)
 
 
+def look_at_canary(config: Config, status: dict, params: dict) -> Look:
+    """Take one look at the canary of a rollout. Raises PtolemyError where waiting would not help."""
+    if len(params["services"]) != 1:
+        raise ConfigError("services: name the one service that is rolled out")
+    trial = Trial(config, status, params["services"][0])
+    if params["until"] == "started":
+        return trial.started(status, time.time())
+    return trial.watched(status, time.time(), params["watch"], params["max_error_rate"], params["max_slowdown"])
+
+
 def main() -> None:
     """Entry point."""
     module = AnsibleModule(
         argument_spec={
-            "until": {"type": "str", "choices": ["ready", "settled", "empty"], "default": "ready"},
+            "until": {"type": "str", "choices": ["ready", "settled", "empty", "started", "watched"], "default": "ready"},
             "services": {"type": "list", "elements": "str", "default": []},
             "node": {"type": "str"},
             "all_jobs": {"type": "bool", "default": False},
             "timeout": {"type": "float", "default": 1200.0},
+            "watch": {"type": "float", "default": 60.0},
+            "max_error_rate": {"type": "float", "default": 0.01},
+            "max_slowdown": {"type": "float", "default": 2.0},
             "interval": {"type": "float", "default": 2.0},
             "services_file": {"type": "path", "default": "/etc/ptolemy/services.json"},
         },

@@ -187,7 +187,6 @@ def render(base: Path, gateways: Sequence[Gateway]) -> None:
     group = grp.getgrgid(os.getgid()).gr_name
     variables: dict[str, Any] = {
         "ptolemy_services": {"demo": {"context": 4096, "model": "tiny"}, "demo-b.v1": {"context": 4096}},
-        "ptolemy_models": {"tiny": {"file": "Tiny-8B-Q4_K_M.gguf", "sha256": "a" * 64}},
         "ptolemy_aliases": {"default": "demo", "gpt-4o-mini": "demo"},
         "ptolemy_api_key": API_KEY,
         "ptolemy_backend_key": BACKEND_KEY,

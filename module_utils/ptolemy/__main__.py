@@ -1,6 +1,6 @@
 """The command ``ptolemy``.
 
-``status``, ``wait`` and ``keys`` are for people, ``daemon`` and ``exporter`` for systemd, ``replica`` for the job script.
+``status``, ``wait`` and ``keys`` are for people, ``daemon`` and ``exporter`` for systemd, ``replica`` and ``quantize`` for jobs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import sys
 import time
 
-from . import daemon, exporter, keys_command, replica, status
+from . import daemon, exporter, keys_command, quantize, replica, status
 from .config import DEFAULT_PATH, load
 from .errors import PtolemyError
 
@@ -29,12 +29,15 @@ def main(arguments: list[str] | None = None) -> int:
     metrics = commands.add_parser("exporter", help="answer Prometheus from what the daemon wrote (systemd starts it)")
     metrics.add_argument("--listen", default="127.0.0.1:9177", metavar="HOST:PORT", help="(default: 127.0.0.1:9177)")
     commands.add_parser("replica", help="serve one replica, its spec on standard input (the job script starts it)")
+    commands.add_parser("quantize", help="quantise a model, the spec on standard input (playbooks/quantize.yml starts it as a job)")
     for command in (show, patience, metrics, *(commands.choices[name] for name in ("check", "daemon", "keys"))):
         command.add_argument("--services", default=DEFAULT_PATH, metavar="FILE", help=f"the services file (default: {DEFAULT_PATH})")
     given = parser.parse_args(arguments)
     try:
         if given.command == "replica":
             return replica.main()
+        if given.command == "quantize":
+            return quantize.main()
         if given.command == "daemon":
             return daemon.main(given.services)
         config = load(given.services)

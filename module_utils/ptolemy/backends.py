@@ -1,6 +1,6 @@
 """The backends planner: from the endpoints that should be served and the servers that HAProxy has, to changes.
 
-Pure: no I/O, no clock. The order of changes is fixed: add, ready, wake, sleep, drain, sever, remove.
+Pure: no I/O, no clock. The order of changes is fixed: add, weigh, ready, wake, sleep, drain, sever, remove.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Iterable, Sequence
 
 from .haproxy import Endpoint, Gateway, Server
 
-ADD, READY, DRAIN, SEVER, REMOVE = "add", "ready", "drain", "sever", "remove"
+ADD, WEIGH, READY, DRAIN, SEVER, REMOVE = "add", "weigh", "ready", "drain", "sever", "remove"
 WAKE, SLEEP = "wake", "sleep"
 _FIRST_ID = 1000  # HAProxy numbers the servers of its configuration from 1
 
@@ -21,10 +21,11 @@ class Change:
     """One change to one server of HAProxy, or to what `hold` knows of a backend.
 
     Attributes:
-        verb: ``add``, ``ready``, ``drain``, ``sever`` or ``remove``; of a backend, ``wake`` or ``sleep``.
+        verb: ``add``, ``weigh``, ``ready``, ``drain``, ``sever`` or ``remove``; of a backend, ``wake`` or ``sleep``.
         backend, name: which server; of a backend the name is empty.
         cut: how many requests that ends; only for ``sever``.
-        endpoint, id: what to add, and under which numeric id; only for ``add``.
+        endpoint: what to add, or to weigh.
+        id: under which numeric id to add it.
     """
 
     verb: str
@@ -36,7 +37,8 @@ class Change:
 
     def __str__(self) -> str:
         place = f"{self.backend}/{self.name}" if self.name else self.backend
-        return f"{self.verb} {place}" + (f" ({self.cut} requests cut)" if self.cut else "")
+        weight = f" ({self.endpoint.weight})" if self.endpoint and self.verb == WEIGH else ""
+        return f"{self.verb} {place}{weight}" + (f" ({self.cut} requests cut)" if self.cut else "")
 
 
 def plan(endpoints: Iterable[Endpoint], gateway: Gateway, sever_after: float = 30.0) -> Sequence[Change]:
@@ -55,6 +57,7 @@ def plan(endpoints: Iterable[Endpoint], gateway: Gateway, sever_after: float = 3
     leaving = [server for key, server in present.items() if not _serves(wanted.get(key), server)]
     return (
         *_additions(wanted, present, gateway.servers),
+        *(Change(WEIGH, *key, endpoint=wanted[key]) for key in sorted(wanted) if _weighs_otherwise(wanted[key], present.get(key))),
         *(Change(READY, *key) for key in sorted(wanted) if key in present and _needs_ready(wanted[key], present[key])),
         *_awakenings(wanted, present, gateway),
         *(Change(DRAIN, server.backend, server.name) for server in leaving if server.admin == "ready"),
@@ -69,6 +72,10 @@ def plan(endpoints: Iterable[Endpoint], gateway: Gateway, sever_after: float = 3
 
 def _serves(endpoint: Endpoint | None, server: Server) -> bool:
     return endpoint is not None and (endpoint.address, endpoint.port) == (server.address, server.port)
+
+
+def _weighs_otherwise(endpoint: Endpoint, server: Server | None) -> bool:
+    return server is not None and _serves(endpoint, server) and endpoint.weight != server.weight
 
 
 def _needs_ready(endpoint: Endpoint, server: Server) -> bool:

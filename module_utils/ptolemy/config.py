@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+import os
+import re
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Mapping
 
@@ -12,6 +14,8 @@ from .errors import ConfigError
 from .record import NAME
 
 DEFAULT_PATH = "/etc/ptolemy/services.json"
+# How a GGUF file's name tells its quantisation, as in Qwen3-8B-Q4_K_M.gguf.
+_QUANTISATION = re.compile(r"(?i)(?<![A-Z0-9])(?:I?Q[1-8](?:_[A-Z0-9]+)*|TQ[12]_0|MXFP4|NVFP4|BF16|F16|F32)(?![A-Z0-9])")
 CHAT, EMBEDDING = KINDS = ("chat", "embedding")
 
 
@@ -33,6 +37,8 @@ class Site:
         llama_server: path of llama-server on the compute nodes.
         llama_cpp: identity of the llama.cpp build (source, flags), part of each revision.
         backend_key_file: path on the compute nodes of the key that llama-server asks for.
+        models_cache_dir: directory on the compute nodes' own disk for copies of the models, or empty.
+        models_cache_size: what all of them may take there, as ``800G``.
         port_first, port_last: the TCP ports that endpoints may use.
         interval: seconds between two ticks.
         command_timeout: seconds that one Slurm command may take.
@@ -53,6 +59,8 @@ class Site:
     llama_server: str = "/opt/ptolemy/llama.cpp/current/bin/llama-server"
     llama_cpp: str = ""
     backend_key_file: str = "/etc/ptolemy/backend.key"
+    models_cache_dir: str = ""
+    models_cache_size: str = ""
     port_first: int = 20000
     port_last: int = 29999
     interval: float = 1.0
@@ -70,6 +78,8 @@ class Service:
         model: the model's name in the catalogue.
         model_path: the GGUF file on the compute nodes.
         model_sha256: its checksum.
+        model_more: the model's other files in the same directory, further shards and the mmproj: ``SHA256  NAME``, as sha256sum prints.
+        mmproj_path: the multimodal projector on the compute nodes, or empty.
         kind: what it answers: ``chat`` (chats and completions) or ``embedding`` (embeddings only).
         min, max: the least and the most Slurm jobs that serve it. With ``min`` 0 it sleeps while nobody asks.
         opportunistic: how many of ``max`` are extra ones, on GPUs that nobody else wants at the time.
@@ -104,6 +114,8 @@ class Service:
     min: int
     max: int
     partition: str
+    model_more: tuple[str, ...] = ()
+    mmproj_path: str = ""
     kind: str = CHAT
     opportunistic: int = 0
     target_load: float = 0.8
@@ -147,6 +159,19 @@ class Service:
         # An input must fit into one physical batch, whose default is 512 tokens: with these, all that fits into a slot is taken.
         return ("--embeddings", "--batch-size", str(self.context), "--ubatch-size", str(self.context), *self.flags)
 
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What people who use it may want to cite."""
+        file = os.path.basename(self.model_path)
+        quantisation = _QUANTISATION.search(file)
+        return {
+            "context_length": self.context,
+            "model": self.model,
+            "file": file,
+            "quantisation": quantisation.group() if quantisation else "unknown",
+            "sha256": self.model_sha256,
+        }
+
     @cached_property
     def revision(self) -> str:
         """Twelve hexadecimal digits of the SHA-256 of everything that decides how a replica runs.
@@ -162,16 +187,41 @@ class Service:
             self.slots,
             self.context,
             list(self.arguments),
+            *self.model_more,
         )
         return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
+class Canary:
+    """One replica of a new revision, which a rollout tries beside the service's present ones.
+
+    Attributes:
+        service: the service as it would be.
+        share: of the service's requests that it is to have, below 1; with 0 it is reached directly only, not by clients.
+        asked_at: Unix time at which it was asked for.
+        shared_at: Unix time at which it got its share; 0 before.
+    """
+
+    service: Service
+    share: float = 0.0
+    asked_at: float = 0.0
+    shared_at: float = 0.0
+
+
+@dataclass(frozen=True)
 class Config:
-    """The whole services file."""
+    """The whole services file.
+
+    Attributes:
+        site: what all services share.
+        services: by name.
+        canaries: of the services that are rolled out at the moment, by their names.
+    """
 
     site: Site
     services: Mapping[str, Service]
+    canaries: Mapping[str, Canary] = field(default_factory=dict)
 
 
 def load(path: str = DEFAULT_PATH) -> Config:
@@ -199,15 +249,33 @@ def parse(raw: Any, path: str) -> Config:
     if not isinstance(raw, dict) or not isinstance(raw.get("services"), dict):
         raise ConfigError(f"{path}: services: must be an object of services by name")
     site = Site(**_checked(Site, raw.get("site"), f"{path}: site"))
-    services = {}
-    for name, entry in sorted(raw["services"].items()):
-        where = f"{path}: services.{name}"
-        if not NAME.fullmatch(name):
-            raise ConfigError(f"{where}: a service's name must match {NAME.pattern}")
-        given = {**entry, "name": name, "llama_cpp": site.llama_cpp} if isinstance(entry, dict) else entry
-        services[name] = Service(**_checked(Service, _sized(given, where), where))
-        _check_values(services[name], where)
-    return Config(site, services)
+    services = {name: _service(name, entry, site, f"{path}: services.{name}") for name, entry in sorted(raw["services"].items())}
+    given = raw.get("canaries", {})
+    if not isinstance(given, dict):
+        raise ConfigError(f"{path}: canaries: must be an object of canaries by service name")
+    canaries = {name: _canary(name, entry, site, f"{path}: canaries.{name}") for name, entry in sorted(given.items())}
+    for name, canary in canaries.items():
+        if name not in services or canary.service.revision == services[name].revision:
+            raise ConfigError(f"{path}: canaries.{name}: must be another revision of a service that is there; remove it with rollback.yml")
+    return Config(site, services, canaries)
+
+
+def _service(name: str, entry: Any, site: Site, where: str) -> Service:
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"{where}: a service's name must match {NAME.pattern}")
+    given = {**entry, "name": name, "llama_cpp": site.llama_cpp} if isinstance(entry, dict) else entry
+    service = Service(**_checked(Service, _sized(given, where), where))
+    _check_values(service, where)
+    return service
+
+
+def _canary(name: str, entry: Any, site: Site, where: str) -> Canary:
+    rest = {key: value for key, value in entry.items() if key != "service"} if isinstance(entry, dict) else entry
+    service = _service(name, entry.get("service"), site, f"{where}.service") if isinstance(entry, dict) else None
+    canary = Canary(**{**_checked(Canary, rest, where, but="service"), "service": service})
+    if canary.share >= 1:
+        raise ConfigError(f"{where}.share: must be below 1, not {canary.share:g}")
+    return canary
 
 
 def _sized(given: Any, where: str) -> Any:
@@ -236,20 +304,20 @@ def _check_values(service: Service, where: str) -> None:
             raise ConfigError(f"{where}.{key}: must be above 0 and at most 1, not {share:g}")
 
 
-def _checked(kind: type, given: Any, where: str) -> dict[str, Any]:
+def _checked(kind: type, given: Any, where: str, but: str = "") -> dict[str, Any]:
     if not isinstance(given, dict):
         raise ConfigError(f"{where}: must be an object")
-    known = {field.name: field for field in fields(kind)}
+    known = {it.name: it for it in fields(kind) if it.name != but}
     for key in given:
         if key not in known:
             raise ConfigError(f"{where}.{key}: unknown key; known are {', '.join(sorted(known))}")
     values: dict[str, Any] = {}
-    for key, field in known.items():
+    for key, known_field in known.items():
         if key not in given:
-            if field.default is field.default_factory:  # both MISSING: no default
+            if known_field.default is known_field.default_factory:  # both MISSING: no default
                 raise ConfigError(f"{where}.{key}: missing")
             continue
-        values[key] = _typed(given[key], str(field.type), f"{where}.{key}")
+        values[key] = _typed(given[key], str(known_field.type), f"{where}.{key}")
     return values
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import AbstractSet, Callable, Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from . import backends, replicas
 from .config import Config
 from .errors import ChangeError, ConfigError
 from .gates import widths
-from .haproxy import Endpoint, Gateway, HAProxy, backend_name, server_name
+from .haproxy import WEIGHT, Endpoint, Gateway, HAProxy, backend_name, server_name
 from .job import script
 from .memory import Memory
 from .slurm import Job, Node, Slurm, job_name
@@ -41,6 +42,7 @@ def endpoints(config: Config, jobs: Iterable[Job], draining: AbstractSet[int] = 
     the one that the job is named for, the run is the present one, and the ports lie in the site's range.
     """
     found = []
+    tried: set[str] = set()  # the names of the canaries' endpoints
     for job in jobs:
         record = job.record
         if record is None or not job.ready or not job.address or job.id in draining:
@@ -50,8 +52,26 @@ def endpoints(config: Config, jobs: Iterable[Job], draining: AbstractSet[int] = 
         if not all(config.site.port_first <= port <= config.site.port_last for port in record.ports):
             continue
         backend = backend_name(record.service)
+        canary = config.canaries.get(record.service)
+        if canary and record.revision == canary.service.revision:
+            if not canary.share:
+                continue
+            tried.update(server_name(job.id, job.restart, port) for port in record.ports)
         found += [Endpoint(backend, server_name(job.id, job.restart, port), job.address, port, record.slots) for port in record.ports]
-    return found
+    return _weighed(config, found, tried)
+
+
+def _weighed(config: Config, found: Sequence[Endpoint], tried: AbstractSet[str]) -> list[Endpoint]:
+    """Give a canary's endpoints, and those beside it, the weights by which it gets its share of the requests."""
+    count = Counter((endpoint.backend, endpoint.name in tried) for endpoint in found)
+    weights: dict[tuple[str, bool], int] = {}
+    for name, canary in config.canaries.items():
+        present, on_trial = (count[backend_name(name), which] for which in (False, True))
+        if canary.share and present and on_trial:
+            ratio = canary.share / (1 - canary.share) * present / on_trial
+            weights[backend_name(name), True] = max(round(WEIGHT * min(ratio, 1.0)), 1)
+            weights[backend_name(name), False] = max(round(WEIGHT / max(ratio, 1.0)), 1)
+    return [replace(endpoint, weight=weights.get((endpoint.backend, endpoint.name in tried), WEIGHT)) for endpoint in found]
 
 
 def decide(config: Config, jobs: Sequence[Job], nodes: Mapping[str, Node], gateway: Gateway, memory: Memory, now: float) -> Decision:
@@ -60,7 +80,7 @@ def decide(config: Config, jobs: Sequence[Job], nodes: Mapping[str, Node], gatew
     addresses = {server.job_id: server.address for server in gateway.servers}
     jobs = [job if job.address or not job.ready else replace(job, address=addresses.get(job.id, "")) for job in jobs]
     seen = replicas.Seen(jobs, gateway.servers, nodes, memory.failures, memory.asked, now)
-    job_plan = replicas.plan(config.services, memory.targets, seen)
+    job_plan = replicas.plan(config.services, memory.targets, seen, config.canaries)
     changes = backends.plan(endpoints(config, jobs, job_plan.drain), gateway, config.site.sever_after)
     missing = sorted(name for name in config.services if backend_name(name) not in gateway.queued)
     notes = tuple(f"{name}: HAProxy has no backend {backend_name(name)}; run site.yml" for name in missing)
@@ -110,7 +130,10 @@ def apply_gates(gates: Mapping[str, int], haproxy: HAProxy, applied: Applied) ->
 
 def _change_server(haproxy: HAProxy, change: backends.Change) -> None:
     if change.endpoint is not None:
-        haproxy.add(change.endpoint, change.id)
+        if change.verb == backends.ADD:
+            haproxy.add(change.endpoint, change.id)
+        else:
+            haproxy.weigh(change.backend, change.name, change.endpoint.weight)
         return
     if change.verb in (backends.WAKE, backends.SLEEP):
         haproxy.wake(change.backend, change.verb == backends.WAKE)
@@ -121,15 +144,16 @@ def _change_server(haproxy: HAProxy, change: backends.Change) -> None:
 
 def apply_replicas(plan: replicas.Plan, config: Config, slurm: Slurm, memory: Memory, now: float, applied: Applied) -> None:
     """Apply a plan of the replicas planner: submit at most ``site.max_submissions``, release, ask, end."""
-    refused: set[str] = set()
+    refused: set[tuple[str, bool]] = set()
     began = time.monotonic()
     for order in plan.submit[: config.site.max_submissions]:
         if time.monotonic() - began > config.site.command_timeout:
             break  # Slurm is slow: look again before asking for more
-        phrase = f"submit {order.service}" + (" (opportunistic)" if order.opportunistic else "")
+        phrase = f"submit {order.service}" + (" (opportunistic)" if order.opportunistic else "") + (" (canary)" if order.canary else "")
+        kind = (order.service, order.canary)
         # One refusal is enough: the service's next one would be the same.
-        if order.service not in refused and not applied.attempt(phrase, partial(_submit, config, order, slurm, memory)):
-            refused.add(order.service)
+        if kind not in refused and not applied.attempt(phrase, partial(_submit, config, order, slurm, memory)):
+            refused.add(kind)
     for job_id in plan.release:
         applied.attempt(f"release {job_id}", partial(slurm.release, job_id))
     if plan.leave and applied.attempt(_jobs("ask to end", plan.leave), partial(slurm.leave, plan.leave)):
@@ -148,5 +172,6 @@ def _submit(config: Config, order: replicas.Order, slurm: Slurm, memory: Memory)
             template = file.read()
     except OSError as error:
         raise ConfigError(f"{config.site.job_template}: {error.strerror}; run site.yml, which writes it") from error
-    text = script(template, config.site, config.services[order.service], order.opportunistic, order.avoid, order.outside)
+    service = config.canaries[order.service].service if order.canary else config.services[order.service]
+    text = script(template, config.site, service, order.opportunistic, order.avoid, order.outside)
     memory.submitted(slurm.submit(text))

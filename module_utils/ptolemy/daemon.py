@@ -15,7 +15,7 @@ from typing import Any, Sequence
 
 from . import controller, keys, status
 from .clock import SteadyClock
-from .config import Config, load
+from .config import Config, Service, load
 from .errors import ConfigError, ObservationError, PtolemyError
 from .haproxy import Gateway, HAProxy
 from .memory import Memory
@@ -138,6 +138,7 @@ class Daemon:
                 (service, row["state"], f"{service} is {row['state']}"),
                 (f"{service}/revision", row["revision"], f"{service} has the revision {row['revision']}"),
                 (f"{service}/slots", str(slots), f"{service} has {slots} slots"),
+                (f"{service}/about", about(self._config.services[service]), f"{service} runs {row['model']}"),
             )
             for key, value, sentence in facts:
                 # A gateway that was not yet configured anew has no such entry, and `set map` would fail.
@@ -251,6 +252,11 @@ def notify(message: str) -> None:
             connection.sendto(message.encode(), "\0" + address[1:] if address.startswith("@") else address)
     except OSError:
         log.debug("systemd was not told %s", message)
+
+
+def about(service: Service) -> str:
+    """What /v1/models says that a service runs: keys of a JSON object, without a space, which would end a word for HAProxy."""
+    return json.dumps(service.about, separators=(",", ":"))[1:-1]
 
 
 def _stamp(path: str) -> tuple[int, int, int]:

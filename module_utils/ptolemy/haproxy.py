@@ -28,19 +28,28 @@ _OP_RUNNING = 2  # srv_op_state
 # would love it. Its health is checked every second; one good check brings it back. Not `on-marked-down shutdown-sessions`:
 # it would cut the server's other requests instead of sending them elsewhere (48 clients: 4 to 16 errors a kill instead of none).
 _CHECK = "check inter 1s fall 2 rise 1 observe layer4 error-limit 1 on-error mark-down"
+WEIGHT = 100  # of a server; HAProxy takes 1 to 256, so that the share of a canary can be told finely
 _COMMANDS = 50  # in one message: HAProxy reads at most a buffer's worth
 _READY = "enable health {name}; set server {name} state ready"
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A llama-server that HAProxy should route to."""
+    """A llama-server that HAProxy should route to.
+
+    Attributes:
+        backend, name: HAProxy's names for it.
+        address, port: where it listens.
+        slots: how many requests it may have at once.
+        weight: its part of the backend's requests, against the weights of the others.
+    """
 
     backend: str
     name: str
     address: str
     port: int
     slots: int
+    weight: int = WEIGHT
 
     @property
     def where(self) -> str:
@@ -61,6 +70,10 @@ class Server:
         in_flight: requests that it is answering now.
         slots: its maxconn.
         unchanged: seconds since its health last changed.
+        weight: its part of the backend's requests, against the weights of the others.
+        requests: how many it ever got from this process of HAProxy.
+        errors: how many of them it refused, broke off, or answered with a status of 500 or more.
+        response_ms: the mean time to the first byte of its last 1024 answers.
     """
 
     backend: str
@@ -73,6 +86,10 @@ class Server:
     in_flight: int
     slots: int
     unchanged: float = 0.0
+    weight: int = WEIGHT
+    requests: int = 0
+    errors: int = 0
+    response_ms: int = 0
 
     @cached_property
     def job_id(self) -> int:
@@ -110,7 +127,7 @@ class Gateway:
         servers: the dynamic servers of those backends.
         awake: what `hold` was told of each backend: whether there is a server.
         gates: of batch requests, by the backend that they lead to.
-        states: what /v1/models says of each service: its state, and under ``<service>/revision`` and ``<service>/slots`` these.
+        states: what /v1/models says of each service: its state, and under ``<service>/revision``, ``/slots`` and ``/about`` these.
     """
 
     pid: int
@@ -176,7 +193,7 @@ class HAProxy:
             ChangeError: HAProxy refused it or gave no answer.
         """
         name = f"{endpoint.backend}/{endpoint.name}"
-        add = f"add server {name} {endpoint.where} id {number} {_CHECK} maxconn {endpoint.slots}"
+        add = f"add server {name} {endpoint.where} id {number} {_CHECK} maxconn {endpoint.slots} weight {endpoint.weight}"
         # It is added in maintenance, so that nothing is lost where this is all that HAProxy hears.
         self._change(f"{add}; {_READY.format(name=name)}", "New server registered.")
 
@@ -187,6 +204,10 @@ class HAProxy:
     def drain(self, backend: str, name: str) -> None:
         """Send a server no new request; running ones go on. Raises ChangeError as ``add``."""
         self._change(f"set server {backend}/{name} state drain")
+
+    def weigh(self, backend: str, name: str, weight: int) -> None:
+        """Set a server's part of the requests, against the weights of the others. Raises ChangeError as ``add``."""
+        self._change(f"set server {backend}/{name} weight {weight}")
 
     def sever(self, backend: str, name: str) -> None:
         """Cut the requests that a dead server holds. Raises ChangeError as ``add``."""
@@ -254,15 +275,19 @@ def parse(info: str, stat: str, state: str, awake: str, states: str = "") -> Gat
     facts = dict(line.split(": ", 1) for line in info.splitlines() if ": " in line)
     titles, *rows = csv.reader(io.StringIO(stat.lstrip("# ")))
     pick = itemgetter(*(titles.index(title) for title in ("pxname", "svname", "type", "qcur", "scur", "slim", "stot")))
+    fate = itemgetter(*(titles.index(title) for title in ("econ", "eresp", "hrsp_5xx", "rtime")))
     ours: dict[str, tuple[int, int, int]] = {}
     counters: dict[tuple[str, str], tuple[int, int, int]] = {}
-    for proxy, name, kind, waiting, busy, slots, total in (pick(row) for row in rows if row):
+    fates: dict[tuple[str, str], tuple[str, ...]] = {}
+    for row in filter(None, rows):
+        proxy, name, kind, waiting, busy, slots, total = pick(row)
         if not proxy.startswith((BACKEND_PREFIX, GATE_PREFIX)):
             continue
         if kind == "1":
             ours[proxy] = (int(waiting or 0), int(total or 0), int(busy or 0))
         elif kind == "2":
             counters[proxy, name] = (int(busy or 0), int(slots or 0), int(total or 0))
+            fates[proxy, name] = fate(row)
     queued, arrived, gates = {}, {}, {}
     for proxy, (waiting, total, present) in ours.items():
         if not proxy.startswith(BACKEND_PREFIX):
@@ -289,7 +314,8 @@ def parse(info: str, stat: str, state: str, awake: str, states: str = "") -> Gat
         backend, name = server["be_name"], server["srv_name"]
         if backend not in queued or not _SERVER_NAME.fullmatch(name):
             continue  # not one of ours: the configuration's own
-        busy_now, slots_now, _ = counters[backend, name]
+        busy_now, slots_now, total_now = counters[backend, name]
+        *errors, response_ms = (int(value or 0) for value in fates[backend, name])
         admin = int(server["srv_admin_state"])
         servers.append(
             Server(
@@ -303,6 +329,10 @@ def parse(info: str, stat: str, state: str, awake: str, states: str = "") -> Gat
                 in_flight=busy_now,
                 slots=slots_now,
                 unchanged=float(server["srv_time_since_last_change"]),
+                weight=int(server["srv_uweight"]),
+                requests=total_now,
+                errors=sum(errors),
+                response_ms=response_ms,
             )
         )
     servers.sort(key=lambda server: (server.backend, server.name))

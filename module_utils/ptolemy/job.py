@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from string import Template
 from typing import Any, Iterable
@@ -75,6 +76,10 @@ def spec(site: Site, service: Service, opportunistic: bool = False) -> dict[str,
         "opportunistic": opportunistic,
         "llama_server": site.llama_server,
         "model_path": service.model_path,
+        "mmproj_path": service.mmproj_path,
+        "model_files": [f"{service.model_sha256}  {os.path.basename(service.model_path)}", *service.model_more],
+        "cache_dir": site.models_cache_dir,
+        "cache_size": site.models_cache_size,
         "key_file": site.backend_key_file,
         "servers_per_gpu": service.servers_per_gpu,
         "slots": service.slots,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import hmac
 import os
 import re
 import secrets
@@ -28,6 +29,11 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 SHORTEST = 16  # characters
 LOCK_TIMEOUT = 5.0  # seconds
 _HEADER = "# Hashes of clients' keys. Written by `ptolemy keys` and playbooks/keys.yml: do not edit.\n"
+
+
+def backend_key(service: str, secret: str) -> str:
+    """The key of one service's servers, as the gateway computes it too: who learns it knows neither the site's nor another service's."""
+    return hmac.new(secret.encode(), service.encode(), "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Collection, Iterator, Mapping, Sequence
 
-from .config import Config, Service
+from .config import Config
 from .errors import ObservationError
 from .process import one_line, run
 from .record import DRAINING, READY
@@ -60,12 +60,12 @@ def services(config: Config, status: Row, now: float, names: Collection[str] = (
         names: the services in question; empty for all.
         settled: replicas that are too many, or that leave, must be gone, too.
     """
-    views = [_Service(service, _row(status, name)) for name, service in config.services.items() if not names or name in names]
-    doubts = list(_doubts(status, now))
-    lines = [*doubts, *(view.line() for view in views), *_notes(status)]
-    done = not doubts and all(view.settled() if settled else view.ready() for view in views)
+    views = [_Service(config, name, row_of(status, name)) for name in config.services if not names or name in names]
+    stale = list(doubts(status, now))
+    lines = [*stale, *(view.line() for view in views), *_notes(status)]
+    done = not stale and all(view.settled() if settled else view.ready() for view in views)
     waiting = sorted({reason for view in views for reason in view.waiting()})
-    if doubts:
+    if stale:
         step = "systemctl status ptolemyd, journalctl -u ptolemyd -n 50 on the gateway"
     elif waiting:
         step = f"replicas wait for Slurm ({', '.join(waiting)}): squeue --start on the gateway, or lower min and max with scale.yml"
@@ -88,7 +88,7 @@ def node(name: str, closed: bool, guests: Sequence[Guest], config: Config, statu
     """
     ours = sorted((it for it in guests if it.uid == config.site.uid and it.name.startswith(job_name(""))), key=lambda it: it.id)
     others = [guest for guest in guests if guest not in ours]
-    views = [_Service(service, _row(status, service_name)) for service_name, service in config.services.items()]
+    views = [_Service(config, service, row_of(status, service)) for service in config.services]
     told = {job: words for view in views for job, words in view.states()}
     lines = [f"{name}: {_count(len(ours), 'replica')} left"]
     lines += [f"{name}: job {guest.id} ({guest.name}) {told.get(guest.id, 'is ending')}" for guest in ours]
@@ -100,7 +100,7 @@ def node(name: str, closed: bool, guests: Sequence[Guest], config: Config, statu
     if ours:
         here = {guest.name for guest in ours}
         involved = [view for view in views if job_name(view.name) in here or not view.ready()]
-        lines += [*_doubts(status, now), *(view.line() for view in involved), *_notes(status)]
+        lines += [*doubts(status, now), *(view.line() for view in involved), *_notes(status)]
     waiting = sorted({f"{view.name} ({reason})" for view in views for reason in view.waiting()})
     again = f"{name} stays closed, and the same playbook goes on waiting"
     end = f"scancel {' '.join(str(guest.id) for guest in ours)} on the gateway (running answers get stop_grace seconds)"
@@ -144,12 +144,19 @@ def parse_guests(text: str) -> list[Guest]:
 class _Service:
     """One service: what the services file says, and what the daemon says."""
 
-    def __init__(self, service: Service, row: Row | None) -> None:
-        self.name = service.name
-        self._service = service
+    def __init__(self, config: Config, name: str, row: Row | None) -> None:
+        self.name = name
+        self._service = service = config.services[name]
+        canary = config.canaries[name].service.revision if name in config.canaries else ""
         self._row: Row = row or {"replicas": [], "servers": []}
         told = ("min", "max", "opportunistic", "revision")
-        self._taken_up = row is not None and all(row.get(key, getattr(service, key)) == getattr(service, key) for key in told)
+        self._taken_up = (
+            row is not None
+            and all(row.get(key, getattr(service, key)) == getattr(service, key) for key in told)
+            and (row.get("canary") or {"revision": ""})["revision"] == canary
+        )
+        # A canary is beside what the service should have; rollout.yml looks after it.
+        self._replicas: list[Row] = [replica for replica in self._row["replicas"] if not canary or replica["revision"] != canary]
 
     def ready(self) -> bool:
         """The ordinary replicas that it should have now serve. Extra ones may wait for idle GPUs for ever."""
@@ -157,7 +164,7 @@ class _Service:
 
     def settled(self) -> bool:
         """Moreover, no replica is too many, or on its way out."""
-        replicas = self._row["replicas"]
+        replicas = self._replicas
         extra = sum(replica["opportunistic"] for replica in replicas)
         return (
             self.ready()
@@ -172,7 +179,7 @@ class _Service:
 
     def waiting(self) -> list[str]:
         """Slurm's reasons for which ordinary replicas wait."""
-        pending = [replica for replica in self._row["replicas"] if replica["slurm"] == "PENDING" and not replica["opportunistic"]]
+        pending = [replica for replica in self._replicas if replica["slurm"] == "PENDING" and not replica["opportunistic"]]
         return [replica["reason"] for replica in pending]
 
     def line(self) -> str:
@@ -185,7 +192,7 @@ class _Service:
         else:
             head = "asleep, until somebody asks" if self._service.max else "stopped"
         rest: dict[str, int] = {}
-        for replica in self._row["replicas"]:
+        for replica in self._replicas:
             if replica not in self._ready():
                 words = self._state(replica) + (f" on {replica['host']}" if replica["host"] else "")
                 rest[words] = rest.get(words, 0) + 1
@@ -193,16 +200,18 @@ class _Service:
 
     def states(self) -> Iterator[tuple[int, str]]:
         """What each replica does, by job id."""
-        return ((replica["job"], self._state(replica)) for replica in self._row["replicas"])
+        return ((replica["job"], self._state(replica)) for replica in self._replicas)
 
     def _state(self, replica: Row) -> str:
         if replica["slurm"] == "PENDING":
             return f"{'extra one ' if replica['opportunistic'] else ''}waiting ({replica['reason']})"
         if replica["slurm"] != RUNNING:
             return str(replica["slurm"].lower())
-        if self._leaves(replica):
+        if self._drains(replica):
             busy = any(server["in_flight"] for server in self._servers(replica))
             return "draining, still answering" if busy else "draining"
+        if self._leaves(replica) and replica["state"] == READY:
+            return "of another revision, until successors serve"
         if replica["state"] != READY:
             return str(replica["state"])
         return "ready" if self._serves(replica) else "not reached by HAProxy"
@@ -210,7 +219,7 @@ class _Service:
     def _ready(self) -> list[Row]:
         return [
             replica
-            for replica in self._row["replicas"]
+            for replica in self._replicas
             if replica["slurm"] == RUNNING
             and replica["state"] == READY
             and replica["revision"] == self._service.revision
@@ -218,8 +227,10 @@ class _Service:
         ]
 
     def _leaves(self, replica: Row) -> bool:
-        draining = any(server["admin"] == "drain" for server in self._servers(replica))
-        return draining or replica["state"] == DRAINING or replica["revision"] != self._service.revision
+        return self._drains(replica) or replica["revision"] != self._service.revision
+
+    def _drains(self, replica: Row) -> bool:
+        return replica["state"] == DRAINING or any(server["admin"] == "drain" for server in self._servers(replica))
 
     def _serves(self, replica: Row) -> bool:
         return any(server["up"] and server["admin"] == "ready" for server in self._servers(replica))
@@ -228,11 +239,12 @@ class _Service:
         return [server for server in self._row["servers"] if server["name"].startswith(f"j{replica['job']}r")]
 
 
-def _row(status: Row, name: str) -> Row | None:
+def row_of(status: Row, name: str) -> Row | None:
+    """What the daemon says of a service."""
     return next((row for row in status.get("services", ()) if row["service"] == name), None)
 
 
-def _doubts(status: Row, now: float) -> Iterator[str]:
+def doubts(status: Row, now: float) -> Iterator[str]:
     """Why what the daemon says may not be so."""
     if not status:
         yield "STALE: ptolemyd has written no status; systemctl status ptolemyd"

@@ -9,7 +9,6 @@ The job script ``exec``s it, so that it is the batch shell: under proctrack/cgro
 
 from __future__ import annotations
 
-import hmac
 import http.client
 import json
 import math
@@ -24,6 +23,8 @@ import urllib.request
 from dataclasses import dataclass, field
 from typing import Any, Iterator, Mapping, Sequence
 
+from .keys import backend_key
+from .model_cache import StoppedError, WrongModelError, take
 from .process import one_line
 from .publisher import Publisher, say, told
 from .record import DRAINING, FAILED, READY, STARTING, Record
@@ -88,9 +89,9 @@ class Replica:
         # Resolved once, so that an upgrade of the node does not change a running replica.
         self._program = os.path.realpath(spec["llama_server"])
         self._key = _key_of(spec["service"], spec["key_file"])
-        for path in (self._program, spec["model_path"]):
-            if not os.path.isfile(path):
-                raise ReplicaError(f"{path} is not on {socket.gethostname()}; run site.yml for this node")
+        _present(self._program)
+        if not spec.get("cache_dir"):
+            _present(spec["model_path"], spec.get("mmproj_path"))
         self.servers = [
             LlamaServer(device, list(ports_for(gpu, number, spec["port_first"], spec["port_last"])))
             for gpu, device in gpus(environment)
@@ -110,6 +111,7 @@ class Replica:
             signal.signal(number, self._on_stop)
         deadline = time.monotonic() + self._spec["start_timeout"]
         try:
+            self._take_model(deadline)
             while not self._stop and not (self._leave and self._has_been_idle()):
                 for server in self.servers:
                     self._look_after(server)
@@ -124,6 +126,23 @@ class Replica:
         finally:
             self._stop_servers()
         return 0
+
+    def _take_model(self, deadline: float) -> None:
+        """Have the model on the node's own disk, where there is a cache. It may take minutes."""
+
+        def going() -> bool:
+            return not self._stop and not self._leave and time.monotonic() < deadline
+
+        try:
+            self._spec = take(self._spec, going, say)
+        except WrongModelError as error:
+            raise ReplicaError(str(error)) from error
+        except StoppedError:
+            if time.monotonic() >= deadline:
+                raise ReplicaError(f"the model was not in the cache within {self._spec['start_timeout']} s; see start_timeout") from None
+            self._stop = True  # there is no server to finish
+            return
+        _present(self._spec["model_path"], self._spec.get("mmproj_path"))
 
     def _on_drain(self, *_: object) -> None:
         self._drain = True
@@ -225,6 +244,7 @@ class Replica:
             *("--host", "0.0.0.0"),  # the cluster's network; every path but /health asks for the key
             *("--port", str(port)),
             *("--model", spec["model_path"]),
+            *(("--mmproj", spec["mmproj_path"]) if spec.get("mmproj_path") else ()),
             *("--alias", spec["service"]),
             *("--parallel", str(spec["slots"])),
             *("--ctx-size", str(spec["context"] * spec["slots"])),  # llama-server divides it among its slots
@@ -322,6 +342,12 @@ def ports_for(gpu: int, number: int, first: int, last: int) -> range:
     return range(first + gpu * SERVERS_A_GPU + number, last + 1, GPUS_A_NODE * SERVERS_A_GPU)
 
 
+def _present(*paths: str | None) -> None:
+    for path in filter(None, paths):
+        if not os.path.isfile(path):
+            raise ReplicaError(f"{path} is not on {socket.gethostname()}; run site.yml for this node")
+
+
 def _numbers(text: str) -> Iterator[int]:
     """Read Slurm's notation: "0,2-4" gives 0, 2, 3, 4."""
     for run in filter(None, text.split(",")):
@@ -340,13 +366,12 @@ def _is_free(port: int) -> bool:
 
 
 def _key_of(service: str, path: str) -> str:
-    """The key of one service's servers, as the gateway computes it too: who learns it knows no other service's."""
     try:
         with open(path, encoding="utf-8") as file:
             secret = file.readline().strip()
     except OSError as error:
         raise ReplicaError(f"{path}: {error.strerror}; run site.yml for this node") from error
-    return hmac.new(secret.encode(), service.encode(), "sha256").hexdigest()
+    return backend_key(service, secret)
 
 
 def _last_lines() -> str:

@@ -6,10 +6,10 @@ one operation: bring a successor up, wait until it serves, drain the predecessor
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import AbstractSet, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import AbstractSet, Iterable, Iterator, Mapping, Sequence
 
-from .config import Service
+from .config import Canary, Service
 from .failures import Failure, Lesson, lesson
 from .haproxy import Server
 from .partitions import hosts
@@ -30,12 +30,14 @@ class Order:
         opportunistic: it is an extra one.
         avoid: nodes on which it must not start, because replicas failed there.
         outside: nodes on which the service may not run at all.
+        canary: it is to run the revision that a rollout tries.
     """
 
     service: str
     opportunistic: bool = False
     avoid: frozenset[str] = frozenset()
     outside: frozenset[str] = frozenset()
+    canary: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,14 @@ class Seen:
     now: float = 0.0
 
 
-def plan(services: Mapping[str, Service], targets: Mapping[str, int], seen: Seen) -> Plan:
+def plan(services: Mapping[str, Service], targets: Mapping[str, int], seen: Seen, canaries: Mapping[str, Canary] | None = None) -> Plan:
     """Plan the jobs of all services.
 
     Args:
         services: what is asked for.
         targets: how many replicas each service should have, see ``scaling.target``.
         seen: the present state of affairs.
+        canaries: of the services that are rolled out, by their names. Each has one replica, beside those of its service.
     """
     fleet = Fleet(seen)
     submit: list[Order] = []
@@ -94,8 +97,7 @@ def plan(services: Mapping[str, Service], targets: Mapping[str, int], seen: Seen
     drain: set[int] = set()
     notes: list[str] = []
 
-    for name in sorted(fleet.alive.keys() | services.keys()):
-        service, alive, target = services.get(name), fleet.alive.get(name, []), targets.get(name, 0)
+    for service, alive, target, canary in _parts(services, targets, canaries or {}, fleet):
         learnt = lesson(service, seen.failures, _places(service, seen.nodes), seen.now) if service else Lesson()
         kept = fleet.kept(service, alive, target, learnt.avoid) if service else []
         # Predecessors go on serving until enough successors do.
@@ -106,11 +108,24 @@ def plan(services: Mapping[str, Service], targets: Mapping[str, int], seen: Seen
         release += [job.id for job in kept if _is_held(job)]
         room = target + surge(target) - len(kept) - sum(map(fleet.serves, useful))
         if service and learnt.retry_at <= seen.now:
-            submit += _orders(service, target, kept, learnt.avoid, _outside(service, seen.nodes))[: max(room, 0)]
+            missing = _orders(service, target, kept, learnt.avoid, _outside(service, seen.nodes))
+            submit += [replace(order, canary=canary) for order in missing[: max(room, 0)]]
         notes += learnt.notes
 
     leave, end = fleet.endings(drain)
     return Plan(tuple(submit), tuple(release), frozenset(drain), tuple(leave), tuple(end), tuple(notes))
+
+
+def _parts(
+    services: Mapping[str, Service], targets: Mapping[str, int], canaries: Mapping[str, Canary], fleet: Fleet
+) -> Iterator[tuple[Service | None, list[Job], int, bool]]:
+    """What is planned by itself: each service with its jobs and its target, and each canary with its own."""
+    for name in sorted(fleet.alive.keys() | services.keys()):
+        alive, canary = fleet.alive.get(name, []), canaries.get(name)
+        tried = [job for job in alive if canary and job.record and job.record.revision == canary.service.revision]
+        yield services.get(name), [job for job in alive if job not in tried], targets.get(name, 0), False
+        if canary:
+            yield canary.service, tried, 1, True
 
 
 def surge(target: int) -> int:

@@ -12,6 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, Iterable, Iterator, Mapping, Optional, Sequence
 
+from . import catalogue
 from .config import KINDS, Service
 from .partitions import Partition, seconds
 from .record import NAME
@@ -47,14 +48,6 @@ _some_text = text(r"(?s).*\S.*", "a text")
 _partition = text(r"[A-Za-z0-9_.-]+", "a Slurm partition's name")
 _memory = text(r"[1-9]\d*[KMGT]?", "an amount of memory in Slurm's notation, as 32G")
 
-_MODEL: Mapping[str, Rule] = {
-    "file": text(r"[A-Za-z0-9][A-Za-z0-9._-]*\.gguf", "a file name that ends in .gguf, without directories"),
-    "source": text(r"https?://\S+|file:///\S+|/\S+", "https://..., /path/on/the/controller or file:///path/on/the/nodes", secret=True),
-    "sha256": text(r"[0-9a-f]{64}", "64 hexadecimal digits in lower case"),
-    "licence": _some_text,
-    "notes": _some_text,
-}
-_MODEL_OPTIONAL = frozenset({"notes"})
 _SERVICE: Mapping[str, Rule] = {
     "model": text(NAME.pattern, "a model's name"),
     "kind": text("|".join(KINDS), " or ".join(KINDS)),
@@ -120,8 +113,8 @@ def check(
         *(problem for name, rule in _SITE.items() for problem in _top(variables, name, rule, defined)),
         *(_managed(variables, defined) if variables.get("slurm_managed") is True else ()),
         *_keys(variables, defined),
-        *_catalogue(variables, "ptolemy_models", _MODEL, _MODEL_OPTIONAL, defined),
-        *_files(variables),
+        *_catalogue(variables, "ptolemy_models", catalogue.MODEL, catalogue.MODEL_OPTIONAL, defined),
+        *_models(variables),
         *_catalogue(variables, "ptolemy_services", _SERVICE, _SERVICE_OPTIONAL, defined),
         *_sizes(variables),
         *_services(variables, partitions),
@@ -203,24 +196,38 @@ def _catalogue(
         if not isinstance(given, Mapping):
             yield Problem(path, f"must be a dictionary with {', '.join(rules)}")
             continue
-        missing = [key for key in rules if key not in given and key not in optional]
-        for key in given:
-            if key not in rules:
-                yield Problem(f"{path}.{key}", f"unknown key{_meant(str(key), rules)}", "rename or remove it")
-        for key in missing:
+        yield from _entry(path, given, rules, optional)
+
+
+def _entry(path: str, given: Mapping[str, Any], rules: Mapping[str, Rule], optional: frozenset[str] = frozenset()) -> Iterator[Problem]:
+    for key in given:
+        if key not in rules:
+            yield Problem(f"{path}.{key}", f"unknown key{_meant(str(key), rules)}", "rename or remove it")
+    for key in rules:
+        if key not in given and key not in optional:
             yield Problem(f"{path}.{key}", "is not set", _MENDS.get(key, "set it"))
-        for key, rule in rules.items():
-            if key in given:
-                yield from _value(f"{path}.{key}", given[key], rule)
+    for key, rule in rules.items():
+        if key in given:
+            yield from _value(f"{path}.{key}", given[key], rule)
 
 
-def _files(variables: Mapping[str, Any]) -> Iterator[Problem]:
-    """All files lie in one directory, so no two models may share one."""
-    seen: dict[str, str] = {}
+def _models(variables: Mapping[str, Any]) -> Iterator[Problem]:
+    """What goes beyond one value of a model: its shards, its mmproj, and that all files lie in one directory."""
+    seen: dict[str, tuple[str, str]] = {}
     for name, model in _entries(variables, "ptolemy_models"):
-        file = model.get("file")
-        if isinstance(file, str) and seen.setdefault(file, name) != name:
-            yield Problem(f"ptolemy_models.{name}.file", f"{file!r} is also the file of model {seen[file]!r}", "name another file")
+        path, projector = f"ptolemy_models.{name}", model.get("mmproj")
+        if isinstance(projector, Mapping):
+            yield from _entry(f"{path}.mmproj", projector, catalogue.PART)
+        if any(catalogue.values(model)):
+            continue  # told already
+        wrong = [Problem(f"{path}.{key}", why, mend) for key, why, mend in catalogue.conflicts(model)]
+        yield from wrong
+        for number, file in enumerate(() if wrong else catalogue.files(model)):
+            shared = projector is not None and file.file == projector["file"]  # quantisations of a model share their mmproj
+            other, digest = seen.setdefault(file.file, (name, file.sha256))
+            if other != name and not (shared and digest == file.sha256):
+                why = f"{file.file!r} is also {'a' if number else 'the'} file of model {other!r}"
+                yield Problem(f"{path}.{'mmproj.' * shared}file", why, "name another file")
 
 
 def _sizes(variables: Mapping[str, Any]) -> Iterator[Problem]:

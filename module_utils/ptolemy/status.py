@@ -6,7 +6,7 @@ import json
 import time
 from typing import Any, Iterator, Mapping, Sequence
 
-from .config import Config, Service
+from .config import Canary, Config, Service
 from .errors import PtolemyError
 from .haproxy import Gateway, Server, backend_name
 from .memory import Memory
@@ -25,9 +25,29 @@ def describe(config: Config, jobs: Sequence[Job], gateway: Gateway, memory: Memo
     for server in gateway.servers:
         servers.setdefault(server.backend, []).append(server)
     return [
-        _describe_service(service, alive.get(name, []), servers.get(backend_name(name), []), memory, _width(gateway, backend_name(name)))
+        {
+            **_describe_service(
+                service, alive.get(name, []), servers.get(backend_name(name), []), memory, _width(gateway, backend_name(name))
+            ),
+            "canary": _describe_canary(config.canaries[name], memory) if name in config.canaries else None,
+        }
         for name, service in config.services.items()
     ]
+
+
+def _describe_canary(canary: Canary, memory: Memory) -> Mapping[str, Any]:
+    revision = canary.service.revision
+    return {
+        "revision": revision,
+        "model": canary.service.model,
+        "share": canary.share,
+        "asked_at": canary.asked_at,
+        "failures": [
+            {"job": failure.job_id, "node": failure.node, "reason": failure.reason}
+            for failure in memory.failures
+            if failure.revision == revision and failure.at >= canary.asked_at
+        ],
+    }
 
 
 def _width(gateway: Gateway, backend: str) -> int:
@@ -83,6 +103,10 @@ def _describe_service(
                 "up": server.up,
                 "in_flight": server.in_flight,
                 "slots": server.slots,
+                "weight": server.weight,
+                "requests": server.requests,
+                "errors": server.errors,
+                "response_ms": server.response_ms,
             }
             for server in servers
         ],
@@ -133,6 +157,12 @@ def render(status: Mapping[str, Any], now: float) -> Iterator[str]:
             f"{service['in_flight']} requests running, {service['queued']} queued{waits} "
             f"(model {service['model']}, revision {service['revision']})"
         )
+        canary = service["canary"]
+        if canary:
+            share = f"has a share of {canary['share']:.0%}" if canary["share"] else "gets no requests of clients yet"
+            since = _span(now - canary["asked_at"])
+            yield f"  a rollout is going on since {since}: canary of revision {canary['revision']} (model {canary['model']}) {share}"
+            yield from (f"    job {it['job']} failed on {it['node'] or 'no node'}: {it['reason']}" for it in canary["failures"])
         for replica in service["replicas"]:
             ends = f", {_span(replica['ends'] - now)} left" if replica["ends"] > now else ""
             where = f" on {replica['host']}" if replica["host"] else f" ({replica['reason']})"

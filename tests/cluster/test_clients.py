@@ -21,6 +21,7 @@ import pytest
 from cluster_host import ROOT
 
 HELLO = [{"role": "user", "content": "Hello"}]
+TO_BOOK = [{"role": "user", "content": "Categorise: DELTA AIR 0062341 BOSTON\nAnswer as JSON."}]  # as it was taught to
 WIDTH = 96  # of the demo model
 JSON_TOKENS = 400  # where a grammar lets it, the demo model writes much white space
 # In the order of docs/clients.md.
@@ -132,10 +133,9 @@ def test_embeddings(client, embed, encoding):
     assert vectors[0] == pytest.approx(vectors[2], abs=1e-3) and vectors[0] != pytest.approx(vectors[1], abs=1e-3)
 
 
-@pytest.mark.xfail(reason="the demo model's chat template knows no tools yet")
 def test_a_tool_is_called_and_its_result_is_answered(client):
-    offered = {"model": "demo", "tools": [TOOL], "max_tokens": JSON_TOKENS}
-    asked = client.chat.completions.create(messages=HELLO, tool_choice="required", **offered)
+    offered = {"model": "demo", "tools": [TOOL], "max_tokens": JSON_TOKENS, "temperature": 0}
+    asked = client.chat.completions.create(messages=TO_BOOK, tool_choice="required", **offered)
     call = asked.choices[0].message.tool_calls[0]
     assert call.function.name == "book"
     Booking.model_validate_json(call.function.arguments)
@@ -183,10 +183,14 @@ def test_anthropics_messages(claude):
     assert claude.messages.count_tokens(model="demo", messages=HELLO).input_tokens > 0
 
 
-@pytest.mark.xfail(reason="the demo model's chat template knows no tools yet")
 def test_anthropics_tools(claude):
     answer = claude.messages.create(
-        model="demo", messages=HELLO, max_tokens=JSON_TOKENS, tools=[ANTHROPIC_TOOL], tool_choice={"type": "any"}
+        model="demo",
+        messages=TO_BOOK,
+        max_tokens=JSON_TOKENS,
+        tools=[ANTHROPIC_TOOL],
+        tool_choice={"type": "any"},
+        extra_body={"temperature": 0},
     )
     call = next(block for block in answer.content if block.type == "tool_use")
     assert call.name == "book" and Booking.model_validate(call.input)

@@ -49,6 +49,24 @@ def test_streams_pass_and_server_connections_are_not_reused(gateway: Any, stub: 
     asyncio.run(scenario())
 
 
+def test_a_server_gets_the_share_of_its_weight_and_its_errors_are_counted(gateway: Any, stub: Any, client: Any) -> None:
+    async def scenario() -> tuple[float, Any]:
+        async with stub(delay=0.05) as old, stub(delay=0.05) as new, client(gateway) as user:
+            gateway.add("demo", "j1r0p20000", old.port, slots=32)
+            gateway.add("demo", "j2r0p20000", new.port, slots=32)
+            gateway.ptolemyd.weigh("svc_demo", "j2r0p20000", 25)
+            stop = asyncio.Event()
+            clients = asyncio.create_task(load(user, stop, workers=24))
+            await until(lambda: len(old.requests) + len(new.requests) > 1500, "1,500 requests")
+            stop.set()
+            assert set(await clients) == {200}
+            return len(new.requests) / (len(old.requests) + len(new.requests)), gateway.ptolemyd.observe().servers
+
+    share, (_, on_trial) = asyncio.run(scenario())
+    assert 0.15 <= share <= 0.25, "a weight of 25 against 100 is a fifth"
+    assert (on_trial.weight, on_trial.errors) == (25, 0) and on_trial.requests > 100 and on_trial.response_ms >= 50
+
+
 def test_tokens_are_not_delayed(gateway: Any, stub: Any, client: Any) -> None:
     async def scenario() -> None:
         gate = asyncio.Event()

@@ -6,6 +6,8 @@ import asyncio
 from typing import Any
 
 from conftest import until
+from ptolemy.config import Service
+from ptolemy.daemon import about
 
 CHAT = "/v1/chat/completions"
 DEMO = {"model": "demo", "messages": []}
@@ -154,18 +156,19 @@ def test_the_models_say_their_state_without_a_reload(gateway: Any, client: Any) 
         async with client(gateway) as user:
             gateway.ptolemyd.tell("demo", "asleep")
             models = (await user.send("/v1/models")).json["data"]
-            for key, value in (("demo", "ready"), ("demo/revision", "0123abcd"), ("demo/slots", "64")):
+            demo = Service("demo", "tiny", "/models/Tiny-8B-Q4_K_M.gguf", "a" * 64, min=1, max=1, partition="gpu", context=4096)
+            for key, value in (("demo", "ready"), ("demo/revision", "0123abcd"), ("demo/slots", "64"), ("demo/about", about(demo))):
                 gateway.ptolemyd.tell(key, value)
             return [models, (await user.send("/v1/models/demo")).json]
 
     (demo, other), later = asyncio.run(scenario())
-    assert (demo["status"], demo["context_length"], other["status"]) == ("asleep", 4096, "starting")
+    assert (demo["status"], demo["sha256"], other["status"]) == ("asleep", "", "starting")
     assert (demo["slots"], demo["revision"]) == (0, "unknown")
-    assert (later["status"], later["slots"], later["revision"]) == ("ready", 64, "0123abcd")
+    assert (later["status"], later["slots"], later["revision"], later["context_length"]) == ("ready", 64, "0123abcd", 4096)
     assert {name: later[name] for name in ("model", "file", "quantisation", "sha256")} == {
         "model": "tiny",
         "file": "Tiny-8B-Q4_K_M.gguf",
         "quantisation": "Q4_K_M",
         "sha256": "a" * 64,
     }
-    assert (other["model"], other["quantisation"], other["sha256"]) == ("", "unknown", "")
+    assert (other["model"], other["quantisation"]) == ("unknown", "unknown")

@@ -167,12 +167,18 @@ def test_wait_ends_when_every_replica_is_ready_and_gives_up_in_time(daemon, caps
     assert "chat 1/1" in capsys.readouterr().out
 
 
-def test_the_gateway_is_told_state_revision_and_slots_where_it_has_places_for_them(daemon):
-    places = {"chat": "starting", "chat/revision": "unknown", "chat/slots": "0"}
+def test_the_gateway_is_told_state_revision_slots_and_model_where_it_has_places_for_them(daemon):
+    places = {"chat": "starting", "chat/revision": "unknown", "chat/slots": "0", "chat/about": '"model":"unknown"'}
     daemon._slurm.answer, daemon._haproxy.answer = [job(1, CHAT)], gateway(server(1), states=places)
     daemon.tick()
     told = [call[1:] for call in daemon._haproxy.calls if call[0] == "tell"]
-    assert told == [("chat", "ready"), ("chat/revision", daemon.config.services["chat"].revision), ("chat/slots", str(server(1).slots))]
+    chat = daemon.config.services["chat"]
+    assert told == [
+        ("chat", "ready"),
+        ("chat/revision", chat.revision),
+        ("chat/slots", str(server(1).slots)),
+        ("chat/about", json.dumps(chat.about, separators=(",", ":"))[1:-1]),
+    ]
     daemon._haproxy.answer, daemon._haproxy.calls = gateway(server(1)), []
     daemon.tick()
     assert [call for call in daemon._haproxy.calls if call[0] == "tell"] == []

@@ -13,21 +13,21 @@ from values import endpoint
 
 INFO = "Name: HAProxy\nPid: 42\nUptime_sec: 7\n"
 STAT = (
-    "# pxname,svname,qcur,scur,slim,stot,status,type,\n"
-    "stats,BACKEND,0,0,900,9,UP,1,\n"
-    "svc_chat,hold,0,1,1,9,UP,2,\n"
-    "svc_chat,j7r0p20000,0,3,8,9,UP,2,\n"
-    "svc_chat,j8r0p20000,0,1,8,9,DOWN,2,\n"
-    "svc_chat,j9r0p20000,0,0,8,9,MAINT,2,\n"
-    "svc_chat,BACKEND,5,4,900,9,UP,1,\n"
+    "# pxname,svname,qcur,scur,slim,stot,econ,eresp,hrsp_5xx,rtime,status,type,\n"
+    "stats,BACKEND,0,0,900,9,,,,,UP,1,\n"
+    "svc_chat,hold,0,1,1,9,,,,,UP,2,\n"
+    "svc_chat,j7r0p20000,0,3,8,9,1,2,3,40,UP,2,\n"
+    "svc_chat,j8r0p20000,0,1,8,9,,,,,DOWN,2,\n"
+    "svc_chat,j9r0p20000,0,0,8,9,,,,,MAINT,2,\n"
+    "svc_chat,BACKEND,5,4,900,9,,,,,UP,1,\n"
 )
 STATE = (
-    "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_time_since_last_change srv_port\n"
-    "2 svc_chat 1 hold 0.0.0.0 2 0 9 0\n"
-    "2 svc_chat 1000 j7r0p20000 10.0.0.1 2 0 9 20000\n"
-    "2 svc_chat 1001 j8r0p20000 10.0.0.2 0 8 9 20000\n"
-    "2 svc_chat 1002 j9r0p20000 10.0.0.3 0 1 9 20000\n"
-    "3 other 1 j1r0p1 10.0.0.9 2 0 9 1\n"
+    "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_time_since_last_change srv_port\n"
+    "2 svc_chat 1 hold 0.0.0.0 2 0 100 9 0\n"
+    "2 svc_chat 1000 j7r0p20000 10.0.0.1 2 0 100 9 20000\n"
+    "2 svc_chat 1001 j8r0p20000 10.0.0.2 0 8 100 9 20000\n"
+    "2 svc_chat 1002 j9r0p20000 10.0.0.3 0 1 100 9 20000\n"
+    "3 other 1 j1r0p1 10.0.0.9 2 0 100 9 1\n"
 )
 
 
@@ -41,6 +41,11 @@ def test_an_observation_holds_our_servers_and_the_queue():
         ("j9r0p20000", "maint", False, 0, 8, 1002),
     ]
     assert seen.servers[0].job_id == 7
+    # It refused one connection, broke two answers off, and answered three with 500 or more.
+    assert [(server.requests, server.errors, server.response_ms, server.weight) for server in seen.servers[:2]] == [
+        (9, 6, 40, 100),
+        (9, 0, 0, 100),
+    ]
     assert seen.awake == {"svc_chat": True}
     assert parse(INFO, STAT, STATE, "Unknown map identifier.\n").awake == {}
 
@@ -48,11 +53,11 @@ def test_an_observation_holds_our_servers_and_the_queue():
 def test_a_batch_request_that_is_through_the_gate_counts_once():
     # 9 came, 4 without the gate; 3 wait before it; of the 2 that are through, one runs and one waits.
     stat = (
-        "# pxname,svname,qcur,scur,slim,stot,status,type,\n"
-        "batch_chat,gate,0,2,6,2,no check,2,\n"
-        "batch_chat,BACKEND,3,5,900,5,UP,1,\n"
-        "svc_chat,j7r0p20000,0,3,8,9,UP,2,\n"
-        "svc_chat,BACKEND,1,4,900,6,UP,1,\n"
+        "# pxname,svname,qcur,scur,slim,stot,econ,eresp,hrsp_5xx,rtime,status,type,\n"
+        "batch_chat,gate,0,2,6,2,,,,,no check,2,\n"
+        "batch_chat,BACKEND,3,5,900,5,,,,,UP,1,\n"
+        "svc_chat,j7r0p20000,0,3,8,9,,,,,UP,2,\n"
+        "svc_chat,BACKEND,1,4,900,6,,,,,UP,1,\n"
     )
     seen = parse(INFO, stat, STATE.splitlines()[0] + "\n" + STATE.splitlines()[1], "", "0x1 chat ready\n")
     assert (dict(seen.queued), dict(seen.arrived)) == ({"svc_chat": 4}, {"svc_chat": 9})
@@ -93,7 +98,7 @@ def test_a_server_is_added_checked_and_made_ready(fake):
     haproxy.add(endpoint(7, address="fd00::1"), 1000)
     added, *ready = commands[0].split("; ")
     assert added.startswith("add server svc_chat/j7r0p20000 [fd00::1]:20000 id 1000 check ")
-    assert added.endswith(" maxconn 8")
+    assert added.endswith(" maxconn 8 weight 100")
     haproxy.ready("svc_chat", "j7r0p20000")
     assert ready == ["enable health svc_chat/j7r0p20000", "set server svc_chat/j7r0p20000 state ready"] == commands[1].split("; ")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import json
 import os
@@ -133,6 +134,18 @@ def test_each_server_has_its_gpu_its_port_and_the_services_flags(run):
     assert [by_port[port].split()[1] for port in record.ports] == ["0", "0", "1", "1"]
     assert "--ctx-size 2048" in by_port[FIRST]
     assert by_port[FIRST].endswith("--cache-ram 0")
+
+
+def test_a_model_is_served_from_the_nodes_cache_and_a_wrong_one_not_at_all(run, node):
+    (node / "cache").mkdir()
+    digest = hashlib.sha256((node / "model.gguf").read_bytes()).hexdigest()
+    cache = {"cache_dir": str(node / "cache"), "cache_size": "1M"}
+    runner = run(**cache, model_files=[f"{digest}  model.gguf"])
+    runner.until_state("ready")
+    assert all(f"--model {node}/cache/" in line for line in runner.started())
+    wrong = run(**cache, model_files=[f"{'0' * 64}  model.gguf"])
+    assert wrong.process.wait(DEADLINE) == 1
+    assert "the catalogue wants" in wrong.record().reason
 
 
 def test_a_server_has_its_services_own_key_and_not_in_its_arguments(run):
