@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -24,7 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from memory_models import ALL, HELD_OUT, SHAPES, ensure
+from tables import write_between
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "module_utils"))
+from ptolemy.fit import run_from
+from ptolemy.gguf import read_model
+from ptolemy.server_memory import need
+
+MEASURED = Path(__file__).with_suffix(".jsonl")
 START_TIMEOUT, ANSWER_TIMEOUT = 180.0, 300.0
 MIB = 2**20
 BUFFER = re.compile(r"(\S+)\s+(model|KV|compute|RS) buffer size =\s+([\d.]+) MiB")
@@ -211,19 +219,68 @@ def load(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def table(measured: Path, folder: Path, machine: str) -> str:
+    """What the page shows: for each model how far off the formula is, against what the process held."""
+    rows: dict[str, list[tuple[float, dict[str, float], float]]] = {}
+    refused: list[str] = []
+    for entry in load(measured):
+        case = Case(**{**entry["case"], "flags": tuple(entry["case"]["flags"])})
+        header = read_model([str(ensure(folder, case.model, tokens=False))])
+        said = need(header, run_from(case.slots, case.context, case.flags))
+        if entry["problem"]:
+            refused.append(f"{case.words} (the check says {said.total / MIB / 1024:.1f} GiB)")
+            continue
+        driver = entry["process"] - entry["model"] - entry["cache"] - entry["compute"]
+        parts = {
+            "weights": said.weights / MIB - entry["model"],
+            "KV cache": said.cache / MIB - entry["cache"],
+            "buffers": said.buffers / MIB - entry["compute"],
+            "CUDA": said.driver / MIB - driver,
+        }
+        rows.setdefault(case.model, []).append((said.total / MIB / entry["process"] - 1, parts, entry["process"]))
+    count = sum(map(len, rows.values()))
+    lines = [f"llama.cpp b11312 on {machine}: {count} settings of {len(rows)} models.", ""]
+    lines += ["| model | settings | a server held | the check said |", "|---|--:|--:|--:|"]
+    for model, cases_of in rows.items():
+        errors, sizes = [error for error, _, _ in cases_of], [size / 1024 for _, _, size in cases_of]
+        held_out = " *" if model in HELD_OUT else ""
+        size = f"{min(sizes):.1f} to {max(sizes):.1f} GiB" if len(sizes) > 1 else f"{sizes[0]:.1f} GiB"
+        lines.append(f"| {model}{held_out} | {len(errors)} | {size} | {_span(errors, 100, '.1f')} % |")
+    every = [it for cases_of in rows.values() for it in cases_of]
+    lines.append(f"| all | {count} | | {_span([error for error, _, _ in every], 100, '.1f')} % |")
+    parts_words = (f"{part} {_span([parts[part] for _, parts, _ in every], 1, '.0f')} MiB" for part in every[0][1])
+    lines += ["", f"Off by, part by part: {', '.join(parts_words)}. * looked at only once the formulas were fixed."]
+    if refused:
+        lines += ["", f"Did not start: {'; '.join(refused)}."]
+    return "\n".join(lines) + "\n"
+
+
+def _span(values: Sequence[float], scale: float, form: str) -> str:
+    low, high = (f"{scale * value:+{form}}".replace("-", "\u2212") for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--server", help="path of llama-server; left out, only the table is made")
+    parser.add_argument("--server", help="path of llama-server; left out, only the table is made of what was measured before")
     parser.add_argument("--gpu", action="store_true", help="the server computes on a GPU")
     parser.add_argument(
         "--models", type=Path, default=Path("/tmp/ptolemy-memory-models"), help="where the models are written; sparse files"
     )
-    parser.add_argument("--measured", type=Path, required=True, help="JSON lines, added to")
+    parser.add_argument("--measured", type=Path, default=MEASURED, help="JSON lines, added to")
     parser.add_argument("--only", default="", help="cases whose description holds this")
     parser.add_argument("--seconds", type=float, default=3600, help="start no case after that")
+    parser.add_argument("--machine", default="one H100 (81,559 MiB, driver 580.159, CUDA 13.0)", help="for the table's first line")
+    parser.add_argument("--page", type=Path, help="a page in which the table between this benchmark's markers is replaced")
     options = parser.parse_args(arguments)
     if options.server:
         run(options)
+    if options.gpu or not options.server:
+        with tempfile.TemporaryDirectory() as folder:
+            words = table(options.measured, Path(folder), options.machine)
+        print(words)
+        if options.page:
+            write_between(options.page, "memory-fit", f"\n{words}\n")
 
 
 if __name__ == "__main__":

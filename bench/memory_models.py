@@ -215,17 +215,17 @@ HELD_OUT: Mapping[str, Shape] = {
 ALL: Mapping[str, Shape] = {**SHAPES, **HELD_OUT}
 
 
-def ensure(folder: Path, name: str) -> Path:
-    """Write the model of that name of ``ALL``, unless it is there; return its path."""
+def ensure(folder: Path, name: str, tokens: bool = True) -> Path:
+    """Write the model of that name of ``ALL``, unless it is there; return its path. Without ``tokens`` only its header can be read."""
     path = folder / f"{name}.gguf"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _write(path.with_suffix(".part"), name, ALL[name])
+        _write(path.with_suffix(".part"), name, ALL[name], tokens)
         path.with_suffix(".part").rename(path)
     return path
 
 
-def _write(path: Path, name: str, shape: Shape) -> None:
+def _write(path: Path, name: str, shape: Shape, tokens: bool) -> None:
     writer = gguf.GGUFWriter(path, shape.architecture)
     writer.add_name(name)
     writer.add_file_type(shape.file_type)
@@ -255,7 +255,8 @@ def _write(path: Path, name: str, shape: Shape) -> None:
         writer.add_feed_forward_length(shape.feed_forward)
     if shape.window:
         writer.add_sliding_window(shape.window)
-    _add_tokenizer(writer, shape)
+    if tokens:
+        _add_tokenizer(writer, shape)
     size = 0
     for tensor, dimensions, kind in _tensors(shape):
         block, block_bytes = gguf.GGML_QUANT_SIZES[kind]

@@ -101,9 +101,9 @@ def memory_of(service: config.Service, known: dict, here: int) -> int:
     return min(told)
 
 
-def service_of(name: str, given: dict, path: str) -> config.Service:
-    """Return the service as the gateway will read it."""
-    entry = {**given, "model_path": path, "model_sha256": ""}
+def service_of(name: str, given: dict, path: str, sees: bool) -> config.Service:
+    """Return the service as the gateway will read it; whether its model ``sees`` is all that matters of a projector here."""
+    entry = {**given, "model_path": path, "model_sha256": "", "mmproj_path": path if sees else ""}
     raw = {"site": {"user": "any", "uid": 0}, "services": {name: entry}}
     return config.parse(raw, "ptolemy_services").services[name]
 
@@ -125,8 +125,9 @@ def main() -> None:
     problems: list[str] = []
     for name, given in sorted(params["services"].items()):
         try:
-            path = os.path.join(params["models_dir"], params["models"][given["model"]]["file"])
-            service = service_of(name, given, path)
+            model = params["models"][given["model"]]
+            path = os.path.join(params["models_dir"], model["file"])
+            service = service_of(name, given, path, "mmproj" in model)
             memory = memory_of(service, params["gpu_memory"], here)
             paths = gguf.shard_paths(path)
             absent = [it for it in paths if not os.path.exists(it)]

@@ -27,6 +27,8 @@ def run_of(service: Service) -> Run:
     Raises:
         UncheckedError: a flag changes what lies on the GPU, or has no value that llama-server would take.
     """
+    if service.mmproj_path:
+        raise UncheckedError("its projector (mmproj) takes memory for images, of which the check knows nothing")
     return run_from(service.slots, service.context, service.arguments, service.kind == EMBEDDING)
 
 
