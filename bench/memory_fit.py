@@ -223,12 +223,17 @@ def table(measured: Path, folder: Path, machine: str) -> str:
     """What the page shows: for each model how far off the formula is, against what the process held."""
     rows: dict[str, list[tuple[float, dict[str, float], float]]] = {}
     refused: list[str] = []
+    cpu: list[tuple[float, float]] = []
     for entry in load(measured):
         case = Case(**{**entry["case"], "flags": tuple(entry["case"]["flags"])})
         header = read_model([str(ensure(folder, case.model, tokens=False))])
         said = need(header, run_from(case.slots, case.context, case.flags))
         if entry["problem"]:
-            refused.append(f"{case.words} (the check says {said.total / MIB / 1024:.1f} GiB)")
+            why = "llama-server aborted" if "ended with -6" in entry["problem"] else f"the check says {said.total / MIB / 1024:.1f} GiB"
+            refused.append(f"{case.words} ({why})")
+            continue
+        if entry["device"] == "CPU":
+            cpu.append((said.cache / MIB - entry["cache"], said.buffers / MIB - entry["compute"]))
             continue
         driver = entry["process"] - entry["model"] - entry["cache"] - entry["compute"]
         parts = {
@@ -250,13 +255,18 @@ def table(measured: Path, folder: Path, machine: str) -> str:
     lines.append(f"| all | {count} | | {_span([error for error, _, _ in every], 100, '.1f')} % |")
     parts_words = (f"{part} {_span([parts[part] for _, parts, _ in every], 1, '.0f')} MiB" for part in every[0][1])
     lines += ["", f"Off by, part by part: {', '.join(parts_words)}. * looked at only once the formulas were fixed."]
+    if cpu:
+        caches, buffers = ([it[part] for it in cpu] for part in (0, 1))
+        words = f"KV cache off by {_span(caches, 1, '.0f')} MiB, buffers by {_span(buffers, 1, '.0f')} MiB"
+        lines += ["", f"A build for CPUs, {len(cpu)} settings: {words}; the most is the F16 copy of another cache, which only CUDA makes."]
     if refused:
         lines += ["", f"Did not start: {'; '.join(refused)}."]
     return "\n".join(lines) + "\n"
 
 
 def _span(values: Sequence[float], scale: float, form: str) -> str:
-    low, high = (f"{scale * value:+{form}}".replace("-", "\u2212") for value in (min(values), max(values)))
+    low, high = (f"{round(scale * value, 6) + 0.0:+{form}}".replace("-", "\u2212") for value in (min(values), max(values)))
+    low, high = (re.sub(r"^[+\u2212](0(?:\.0*)?)$", r"\1", word) for word in (low, high))
     return low if low == high else f"{low} to {high}"
 
 

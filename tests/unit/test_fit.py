@@ -20,7 +20,8 @@ from ptolemy.server_memory import GIB, MIB, Run, UncheckedError, need
 from values import service
 
 CHECKOUT = Path(__file__).parents[2]
-MEASURED = [json.loads(line) for line in (CHECKOUT / "bench" / "memory_fit.jsonl").read_text().splitlines()]
+ENTRIES = [json.loads(line) for line in (CHECKOUT / "bench" / "memory_fit.jsonl").read_text().splitlines()]
+MEASURED = [entry for entry in ENTRIES if entry["device"] == "CUDA0"]
 F16, F32 = 1, 0
 
 
