@@ -118,6 +118,7 @@ def check(
         *_catalogue(variables, "ptolemy_services", _SERVICE, _SERVICE_OPTIONAL, defined),
         *_sizes(variables),
         *_services(variables, partitions),
+        *_gpu_memory(variables, partitions),
         *_ports(variables),
     ]
 
@@ -291,6 +292,21 @@ def _placing(
     if before <= partition.gpus < asked[name]:
         why = f"up to here the services of partition {name!r} ask for {asked[name]} GPUs at least, and it has {partition.gpus}"
         yield Problem(f"{path}.min", why, "lower it")
+
+
+def _gpu_memory(variables: Mapping[str, Any], partitions: Optional[Mapping[str, Partition]]) -> Iterator[Problem]:
+    """It may be left out; the fit check then asks a node, or does without."""
+    given = variables.get("ptolemy_gpu_memory")
+    if given is None:
+        return
+    if not isinstance(given, Mapping):
+        yield Problem("ptolemy_gpu_memory", "must be a dictionary of partitions, as {gpu: 80G}")
+        return
+    for name, memory in given.items():
+        path = f"ptolemy_gpu_memory.{name}"
+        yield from _value(path, memory, _memory)
+        if partitions is not None and name not in partitions:
+            yield Problem(path, f"Slurm has no partition {name!r}{_meant(str(name), partitions)}", "rename or remove it")
 
 
 def _ports(variables: Mapping[str, Any]) -> Iterator[Problem]:

@@ -177,6 +177,21 @@ def test_a_wrong_value_of_a_variable_is_named(name: str, value: object) -> None:
     assert name in complaints(site(**{name: value}))
 
 
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ("80G", "ptolemy_gpu_memory: must be a dictionary of partitions, as {gpu: 80G}"),
+        ({"gpu": "80GB"}, "ptolemy_gpu_memory.gpu: must be an amount of memory in Slurm's notation, as 32G, not '80GB'"),
+        ({"gpu": 80}, "ptolemy_gpu_memory.gpu: must be an amount of memory"),
+        ({"gqu": "80G"}, "ptolemy_gpu_memory.gqu: Slurm has no partition 'gqu' (did you mean 'gpu'?)"),
+    ],
+)
+def test_the_memory_of_gpus_is_by_partition(value: object, line: str) -> None:
+    assert not check(site(ptolemy_gpu_memory={"gpu": "80G"}), GROUPS, PARTITIONS)
+    (problem,) = check(site(ptolemy_gpu_memory=value), GROUPS, PARTITIONS)
+    assert problem.line("x").startswith(line)
+
+
 def test_an_unknown_model_is_named_with_the_likely_one() -> None:
     assert complaints(with_service(model="dmeo")) == {
         "ptolemy_services.chat.model": "no model 'dmeo' in ptolemy_models (did you mean 'demo'?)"
