@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from cluster_host import ROOT, THOROUGH
+from demo.categories import LABELS as CATEGORIES
 
 ROWS = int(os.environ.get("PTOLEMY_TEST_BATCH_ROWS", "2000"))  # 50,000 for the whole measure
 KILLS = 10 if THOROUGH else 3
@@ -42,6 +43,16 @@ def answered(ledger: Path) -> dict[int, str]:
         db.close()
 
 
+def environment_of(cluster) -> dict[str, str]:
+    """What a client needs to know of the gateway."""
+    return {
+        **os.environ,
+        "PTOLEMY_URL": cluster.base_url,
+        "PTOLEMY_API_KEY": cluster.api_key,
+        "PYTHONPATH": str(ROOT / "client/src"),
+    }
+
+
 def done(log: str) -> int:
     """The rows that a client's last progress event tells of."""
     events = [json.loads(line) for line in Path(log).read_text().splitlines() if line.startswith("{") and line.endswith("}")]
@@ -54,12 +65,7 @@ def test_a_killed_client_and_cancelled_replicas_lose_no_row(cluster, interpreter
         writer.writerow(["id", "description"])
         writer.writerows((number, f"Invoice {number}, train to Köln") for number in range(ROWS))
     (tmp_path / "labels.yml").write_text(json.dumps(list(LABELS)))
-    environment = {
-        **os.environ,
-        "PTOLEMY_URL": cluster.base_url,
-        "PTOLEMY_API_KEY": cluster.api_key,
-        "PYTHONPATH": str(ROOT / "client/src"),
-    }
+    environment = environment_of(cluster)
     command = [interpreter, "-m", "ptolemy_client", "classify", "data.csv", "--text", "description", "--labels", "labels.yml"]
     command += ["-o", "out.csv", "--model", "demo", "--json"]
     ledger = tmp_path / "out.csv.ledger"
@@ -96,3 +102,15 @@ def test_a_killed_client_and_cancelled_replicas_lose_no_row(cluster, interpreter
     model = told["model"]["at_end"]
     assert len(model["sha256"]) == 64
     assert model["revision"] == cluster.service("demo")["revision"]
+
+
+def test_the_labels_are_as_good_as_the_model(cluster, interpreter, tmp_path):
+    """The held-out rows, of which a third are of vendors that the model never saw."""
+    (tmp_path / "labels.yml").write_text(json.dumps(list(CATEGORIES)))
+    command = [interpreter, "-m", "ptolemy_client", "classify", str(ROOT / "demo/release/held-out.csv"), "--text", "text"]
+    command += ["--labels", "labels.yml", "-o", "out.csv", "--model", "demo"]
+    subprocess.run(command, cwd=tmp_path, env=environment_of(cluster), check=True, capture_output=True, timeout=300)
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    right = sum(row["label"] == row["ptolemy_label"] for row in rows)
+    assert right / len(rows) >= 0.95, f"{right} of {len(rows)}"

@@ -76,6 +76,12 @@ def test_a_model_is_quantised_by_a_job(cluster, tmp_path):
             cluster.run(node, "sh", "-c", "rm -f /var/lib/ptolemy/models/*q5_0* /var/lib/ptolemy/models/.*q5_0*")
 
 
+def test_a_replica_serves_the_copy_of_its_model_that_lies_in_the_nodes_cache(cluster):
+    host = cluster.service("demo")["replicas"][0]["host"]
+    shown = cluster.run(host, "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+    assert "--model /var/cache/ptolemy-models/" in shown
+
+
 def test_the_status_is_shown_as_lines(cluster):
     shown, changed = playbook("status")
     assert re.search(r"^ +demo: ready, 2 of 2 replicas ready", shown, re.MULTILINE)

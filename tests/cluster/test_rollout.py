@@ -126,6 +126,13 @@ def test_a_file_with_another_checksum_never_gets_to_a_replica(cluster, tmp_path)
     assert cluster.run("n1", "sh", "-c", "ls -A /var/lib/ptolemy/models | grep wrong.gguf$", check=False) == ""
 
 
+def test_a_service_that_does_not_fit_into_its_gpu_gets_no_canary(cluster):
+    status, shown = playbook("rollout", **QUICKLY, lab_demo_model="demo-q4", ptolemy_gpu_memory=dict.fromkeys(("gpu", "scavenge"), "500M"))
+    assert status != 0
+    assert re.search(r"ptolemy_services\.demo: needs .* of a GPU's", shown), shown
+    assert cluster.service("demo")["canary"] is None
+
+
 def test_a_rollout_that_was_interrupted_holds_site_yml_back_and_is_undone(cluster):
     """As after Ctrl-C: the canary is there, and no playbook."""
     before = cluster.service("demo")
