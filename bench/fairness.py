@@ -149,8 +149,8 @@ def table(found: dict[str, Seen], loads: Loads, rounds: int, seconds: float) -> 
     alone, batch = found[ALONE].wait(0.95), found[BATCH_ALONE].rows_per_second
     lines = [
         f"`bench/fairness.py`, {rounds} rounds of {seconds:.0f} s for each line: {loads.chats_per_second:g} chats/s "
-        f"({loads.chat_tokens[0]} tokens in, {loads.chat_tokens[1]} out, streamed, {PEOPLE} people) and a batch that keeps "
-        f"{loads.rows_at_once} rows in flight ({loads.row_tokens[0]} in, 100 of them shared; {loads.row_tokens[1]} out).",
+        f"({loads.chat_tokens[0]} words in, {loads.chat_tokens[1]} tokens out, streamed, {PEOPLE} people) and a batch that keeps "
+        f"{loads.rows_at_once} rows in flight ({loads.row_tokens[0]} words in, 100 of them shared; {loads.row_tokens[1]} tokens out).",
         "",
         "| | chats | first token p50 | p95 | p99 | p95 against alone | waited at the gateway p95 | batch rows/s | of alone |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
@@ -220,7 +220,7 @@ def main() -> int:
     failed = sum(seen.failed for seen in found.values())
     print(json.dumps({"failed": failed}), file=sys.stderr)
     if given.page:
-        write_between(given.page, "fairness", text)
+        write_between(given.page, "fairness", f"\n{text}\n")
     else:
         print(text)
     return 1 if failed else 0
