@@ -59,7 +59,7 @@ test-lint: bootstrap ## yamllint, ruff, mypy, ansible-lint, the modules' documen
 	ruff format --check .
 	mypy
 	cd lab && mypy --config-file ../pyproject.toml *.py
-	cd bench && mypy --config-file ../pyproject.toml *.py
+	cd bench && MYPYPATH=.. mypy --config-file ../pyproject.toml *.py
 	cd bench/gateway && MYPYPATH=..:../../tests mypy --config-file ../../pyproject.toml *.py
 	mypy --package demo
 	venv=$$(client/bootstrap) && cd client && mypy --config-file pyproject.toml --python-executable "$$venv/bin/python"
