@@ -23,9 +23,9 @@ from .tasks import Task
 from .writing import check_writable
 
 try:
-    from uvloop import run as run_loop  # a third faster
+    import uvloop
 except ImportError:  # there is none for Windows
-    run_loop = asyncio.run
+    uvloop = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,8 @@ def carry_out(plan: Plan, gateway: Gateway, display: Display) -> Outcome:
     try:
         index(plan, ledger, display)
         started = time.time()
-        progress, seconds, after = run_loop(_asked(plan, ledger, gateway, int(model.get("slots") or 0), display))
+        run = uvloop.run if uvloop else asyncio.run
+        progress, seconds, after = run(_asked(plan, ledger, gateway, int(model.get("slots") or 0), display))
         display.step(f"writing {plan.out}")
         rows, labels = plan.source.write(plan.out, ledger)
         counts = ledger.counts()
