@@ -21,6 +21,7 @@ def test_a_broken_revision_never_replaces_the_one_that_serves(cluster, faults):
     assert before == set(cluster.jobs("demo"))
 
 
+CACHE = "/var/cache/ptolemy-models"
 MODEL = "import json; print(json.load(open('/etc/ptolemy/services.json'))['services']['demo']['model_path'])"
 
 
@@ -30,6 +31,7 @@ def test_a_node_on_which_replicas_fail_is_avoided(cluster, faults):
     with faults.planned("the node that Slurm prefers has lost the model's file") as notes:
         weigh(cluster, {bad: 1, good: 100})
         cluster.run(bad, "mv", model, f"{model}.away")
+        cluster.run(bad, "mv", CACHE, f"{CACHE}.away")  # else it would serve the copy that it has
         try:
             # A revision of its own: other services share the one of `demo`, and would avoid the node, too.
             with cluster.service_as("demo", min=3, max=3, context=1010):
@@ -40,6 +42,7 @@ def test_a_node_on_which_replicas_fail_is_avoided(cluster, faults):
                 assert {row["host"] for row in new} == {good}
         finally:
             cluster.run(bad, "mv", f"{model}.away", model)
+            cluster.run(bad, "sh", "-c", f"rm -rf {CACHE} && mv {CACHE}.away {CACHE}")
             weigh(cluster, {bad: 1, good: 1})
     cluster.until_ready()
 
