@@ -45,6 +45,7 @@ def raw(gateway: Any, text: bytes) -> bytes:
 def test_inner_headers_of_a_client_go_no_further(exchange: Any) -> None:
     async def steps(user: Any, demo: Any) -> None:
         forged = {"X-Ptolemy-Deadline": "1", "X-Ptolemy-Turn": "1", "X-Request-Id": "mine", "X-OpenWebUI-User-Id": "root"}
+        forged["X-OpenWebUI-User-Email"] = "root@example.org"
         assert (await user.send(CHAT, DEMO, headers=forged)).status == 200
         sent = {name.lower(): value for name, value in demo.requests[0]["headers"].items()}
         assert sent["x-request-id"] != "mine"
