@@ -107,6 +107,7 @@ from ansible.module_utils.ptolemy import rollout
 from ansible.module_utils.ptolemy.config import Config, Service, parse
 from ansible.module_utils.ptolemy.errors import ConfigError
 from ansible.module_utils.ptolemy.files import replace_file
+from ansible.module_utils.ptolemy.model_cache import parse as checksums
 from ansible.module_utils.ptolemy.resize import dump
 
 
@@ -153,8 +154,7 @@ def kept(name: str, state: str, before: Config, after: Config, raw: dict, previo
 
 def files(service: Service) -> list[str]:
     """Return the paths of a service's model files."""
-    directory = os.path.dirname(service.model_path)
-    return [service.model_path, *(os.path.join(directory, line.split()[1]) for line in service.model_more)]
+    return [os.path.join(os.path.dirname(service.model_path), name) for name in checksums(service.model_files)]
 
 
 def main() -> None:
@@ -188,14 +188,14 @@ def main() -> None:
         module.fail_json(msg=f"{error}. Nothing was changed.")
     except OSError as error:
         module.fail_json(msg=f"{path}: {error.strerror}; become root on the gateway. Nothing was changed.")
-    revision, canary = rollout.revisions(after, name)
+    canary = after.canaries.get(name)
     models = {"before": before.services[name].model, "after": after.services[name].model}
     if canary:
-        models["canary"] = after.canaries[name].service.model
+        models["canary"] = canary.service.model
     module.exit_json(
         changed=different,
-        revision=revision,
-        canary=canary,
+        revision=after.services[name].revision,
+        canary=canary.service.revision if canary else "",
         models=models,
         files=files(after.services[name]),
         diff={"before": dump(raw), "after": dump(changed)},

@@ -9,7 +9,8 @@ from typing import Any, Iterator, Mapping
 
 from .config import Canary, Config
 from .errors import ConfigError, PtolemyError
-from .progress import Look, Row, doubts, row_of
+from .haproxy import host_port
+from .progress import Look, Row, doubts, row_of, servers_of
 from .record import READY
 from .slurm import RUNNING
 
@@ -68,8 +69,8 @@ class Trial:
             PtolemyError: it does worse than that.
         """
         stale = list(doubts(status, now))
-        on_trial = [server for server in self._servers if self._is_mine(server)]
-        others = [server for server in self._servers if not self._is_mine(server) and server["admin"] == "ready"]
+        on_trial = [server for replica in self._replicas for server in servers_of(replica, self._servers)]
+        others = [server for server in self._servers if server not in on_trial and server["admin"] == "ready"]
         requests, errors, took = _sums(on_trial)
         _, _, others_took = _sums(others)
         if errors > max_error_rate * requests:
@@ -90,13 +91,10 @@ class Trial:
 
     def endpoints(self) -> list[str]:
         """The URLs of its endpoints, empty until it is ready."""
-        return [f"http://{_host(replica['address'])}:{port}" for replica in self._ready() for port in replica["ports"]]
+        return [f"http://{host_port(replica['address'], port)}" for replica in self._ready() for port in replica["ports"]]
 
     def _ready(self) -> list[Row]:
         return [replica for replica in self._replicas if replica["slurm"] == RUNNING and replica["state"] == READY and replica["address"]]
-
-    def _is_mine(self, server: Row) -> bool:
-        return any(server["name"].startswith(f"j{replica['job']}r") for replica in self._replicas)
 
     def _lines(self) -> Iterator[str]:
         head = f"{self._name}: canary of revision {self._canary.service.revision} (model {self._canary.service.model})"
@@ -114,7 +112,3 @@ def _sums(servers: list[Row]) -> tuple[int, int, float]:
     requests = sum(server["requests"] for server in servers)
     took = sum(server["response_ms"] * server["requests"] for server in servers) / requests if requests else 0.0
     return requests, sum(server["errors"] for server in servers), took
-
-
-def _host(address: str) -> str:
-    return f"[{address}]" if ":" in address else address

@@ -160,6 +160,11 @@ class Service:
         return ("--embeddings", "--batch-size", str(self.context), "--ubatch-size", str(self.context), *self.flags)
 
     @property
+    def model_files(self) -> tuple[str, ...]:
+        """All files of the model, in the directory of ``model_path``: ``SHA256  NAME``, as sha256sum prints."""
+        return (f"{self.model_sha256}  {os.path.basename(self.model_path)}", *self.model_more)
+
+    @property
     def about(self) -> Mapping[str, Any]:
         """What people who use it may want to cite."""
         file = os.path.basename(self.model_path)
@@ -270,9 +275,11 @@ def _service(name: str, entry: Any, site: Site, where: str) -> Service:
 
 
 def _canary(name: str, entry: Any, site: Site, where: str) -> Canary:
-    rest = {key: value for key, value in entry.items() if key != "service"} if isinstance(entry, dict) else entry
-    service = _service(name, entry.get("service"), site, f"{where}.service") if isinstance(entry, dict) else None
-    canary = Canary(**{**_checked(Canary, rest, where, but="service"), "service": service})
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{where}: must be an object")
+    service = _service(name, entry.get("service"), site, f"{where}.service")
+    rest = {key: value for key, value in entry.items() if key != "service"}
+    canary = Canary(service, **_checked(Canary, rest, where, but="service"))
     if canary.share >= 1:
         raise ConfigError(f"{where}.share: must be below 1, not {canary.share:g}")
     return canary

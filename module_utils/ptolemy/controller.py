@@ -63,6 +63,8 @@ def endpoints(config: Config, jobs: Iterable[Job], draining: AbstractSet[int] = 
 
 def _weighed(config: Config, found: Sequence[Endpoint], tried: AbstractSet[str]) -> list[Endpoint]:
     """Give a canary's endpoints, and those beside it, the weights by which it gets its share of the requests."""
+    if not tried:  # hardly ever is there a rollout
+        return list(found)
     count = Counter((endpoint.backend, endpoint.name in tried) for endpoint in found)
     weights: dict[tuple[str, bool], int] = {}
     for name, canary in config.canaries.items():

@@ -54,7 +54,7 @@ class Endpoint:
     @property
     def where(self) -> str:
         """Address and port in HAProxy's notation."""
-        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+        return host_port(self.address, self.port)
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,11 @@ class Gateway:
     awake: Mapping[str, bool]
     gates: Mapping[str, Gate] = field(default_factory=dict)
     states: Mapping[str, str] = field(default_factory=dict)
+
+
+def host_port(address: str, port: int) -> str:
+    """An address and a port as in URLs and in HAProxy's notation."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def backend_name(service: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from string import Template
 from typing import Any, Iterable
@@ -77,7 +76,7 @@ def spec(site: Site, service: Service, opportunistic: bool = False) -> dict[str,
         "llama_server": site.llama_server,
         "model_path": service.model_path,
         "mmproj_path": service.mmproj_path,
-        "model_files": [f"{service.model_sha256}  {os.path.basename(service.model_path)}", *service.model_more],
+        "model_files": list(service.model_files),
         "cache_dir": site.models_cache_dir,
         "cache_size": site.models_cache_size,
         "key_file": site.backend_key_file,

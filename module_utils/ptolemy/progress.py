@@ -236,7 +236,12 @@ class _Service:
         return any(server["up"] and server["admin"] == "ready" for server in self._servers(replica))
 
     def _servers(self, replica: Row) -> list[Row]:
-        return [server for server in self._row["servers"] if server["name"].startswith(f"j{replica['job']}r")]
+        return servers_of(replica, self._row["servers"])
+
+
+def servers_of(replica: Row, servers: Sequence[Row]) -> list[Row]:
+    """A replica's servers among those of its service; ``haproxy.server_name`` names them."""
+    return [server for server in servers if server["name"].startswith(f"j{replica['job']}r")]
 
 
 def row_of(status: Row, name: str) -> Row | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any, Mapping
 
-from .config import Config, parse
+from .config import parse
 from .errors import ConfigError
 from .resize import SIZE_KEYS
 
@@ -129,9 +129,3 @@ def _without_canary(raw: Raw, name: str) -> dict[str, Any]:
 def _checked(raw: dict[str, Any], path: str) -> dict[str, Any]:
     parse(raw, path)
     return raw
-
-
-def revisions(config: Config, name: str) -> tuple[str, str]:
-    """The revision of a service, and that of its canary, empty where it has none."""
-    canary = config.canaries.get(name)
-    return config.services[name].revision, canary.service.revision if canary else ""
