@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -166,6 +167,17 @@ def in_network_of(cluster: Cluster, host: str, *argv: str) -> None:
     inspect = ["podman", "container", "inspect", "--format", "{{.State.Pid}}", f"{cluster.prefix}-{host}"]
     process = subprocess.run(inspect, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
     subprocess.run(["nsenter", "--target", process, "--net", *argv], check=True, capture_output=True, timeout=60)
+
+
+def playbook(name: str, *arguments: str) -> tuple[str, int]:
+    """Run a playbook that must succeed; returns its output and how much it changed."""
+    done = subprocess.run(
+        ["ansible-playbook", "--inventory", str(ROOT / "inventory/lab"), f"playbooks/{name}.yml", *arguments],
+        cwd=ROOT, env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, int(re.search(r"changed=(\d+)", done.stdout)[1])
 
 
 def unharmed(load: Load) -> None:

@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 
 import yaml
 
-from cluster_host import ROOT, unharmed
+from cluster_host import playbook, unharmed
 
 FETCH = "import sys, urllib.request; sys.stdout.write(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode())"
-
-
-def playbook(name, *arguments):
-    """Run a playbook that must succeed; returns its output and how much it changed."""
-    done = subprocess.run(
-        ["ansible-playbook", "--inventory", str(ROOT / "inventory/lab"), f"playbooks/{name}.yml", *arguments],
-        cwd=ROOT, env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout, int(re.search(r"changed=(\d+)", done.stdout)[1])
 
 
 def test_services_are_scaled_until_the_inventorys_sizes_are_applied_again(cluster):
