@@ -1,10 +1,9 @@
-"""Wait until Open WebUI answers that it is ready; exit 1 with the reason when its time is up, or when it has ended three times meanwhile."""
+"""Wait until Open WebUI answers that it is ready; exit with the reason when its time is up, or when it has ended three times."""
 
+import http.client
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 
 
 def restarts() -> int:
@@ -12,17 +11,20 @@ def restarts() -> int:
     return int(subprocess.run(show, check=True, capture_output=True, text=True, timeout=30).stdout)
 
 
-def ready(url: str) -> bool:
+def ready(address: str) -> bool:
+    connection = http.client.HTTPConnection(address, timeout=5)
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (OSError, urllib.error.URLError):
+        connection.request("GET", "/ready")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
         return False
+    finally:
+        connection.close()
 
 
-url, timeout = sys.argv[1], float(sys.argv[2])
+address, timeout = sys.argv[1], float(sys.argv[2])
 before, deadline = restarts(), time.monotonic() + timeout
-while not ready(url):
+while not ready(address):
     if restarts() >= before + 3:
         sys.exit("it ends as often as it is started")
     if time.monotonic() > deadline:
