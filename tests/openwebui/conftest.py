@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,14 +27,16 @@ def secrets() -> dict[str, str]:
 
 
 @pytest.fixture
-def admin(cluster, url: str, secrets: dict[str, str]) -> OpenWebUI:  # noqa: F811
-    return OpenWebUI(url, ADMIN, secrets["openwebui_admin_password"])
+def admin(cluster, url: str, secrets: dict[str, str]) -> Iterator[OpenWebUI]:  # noqa: F811
+    with OpenWebUI(url, ADMIN, secrets["openwebui_admin_password"]) as session:
+        yield session
 
 
 @pytest.fixture
-def person(admin: OpenWebUI, url: str) -> OpenWebUI:
+def person(admin: OpenWebUI, url: str) -> Iterator[OpenWebUI]:
     """An ordinary user, whom the administrator has just made."""
     name = f"person-{uuid.uuid4().hex[:8]}"
     account = {"name": name, "email": f"{name}@example.org", "password": "a password of eight", "role": "user"}
     admin.post("/api/v1/auths/add", json=account)
-    return OpenWebUI(url, account["email"], account["password"])
+    with OpenWebUI(url, account["email"], account["password"]) as session:
+        yield session

@@ -9,7 +9,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterator
 
-import httpx
+import httpx2
 
 from cluster_host import Cluster
 
@@ -36,11 +36,19 @@ class OpenWebUI:
     """A person's session."""
 
     def __init__(self, base_url: str, email: str, password: str) -> None:
-        self.client = httpx.Client(base_url=base_url, timeout=120)
+        self.client = httpx2.Client(base_url=base_url, timeout=120)
         answer = self.client.post("/api/v1/auths/signin", json={"email": email, "password": password})
-        assert answer.status_code == 200, answer.text
+        if answer.status_code != 200:
+            self.client.close()
+            raise AssertionError(answer.text)
         self.id = answer.json()["id"]
         self.client.headers["Authorization"] = f"Bearer {answer.json()['token']}"
+
+    def __enter__(self) -> OpenWebUI:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
 
     def get(self, path: str):
         answer = self.client.get(path)
@@ -66,7 +74,7 @@ class OpenWebUI:
 
         def processed() -> bool:
             state.update(self.get(f"/api/v1/files/{file}/process/status"))
-            return state["status"] != "pending"
+            return state["status"] in ("completed", "failed")
 
         cluster.until(processed, "the upload has been processed", 120)
         assert state["status"] == "completed", state
@@ -122,3 +130,9 @@ def counted(cluster: Cluster, rules: str = "OUTPUT") -> int:
         namespace(cluster, "web", "iptables", "-nvxL", rules), check=True, capture_output=True, text=True, timeout=60
     ).stdout
     return sum(int(number) for number in re.findall(r"^\s*(\d+)\s+\d+\s+REJECT", shown, re.MULTILINE))
+
+
+def ready(url: str) -> bool:
+    with contextlib.suppress(httpx2.HTTPError):
+        return httpx2.get(f"{url}/ready", timeout=5).status_code == 200
+    return False

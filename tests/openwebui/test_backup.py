@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import uuid
 
-import httpx
-
 from cluster_host import playbook
-from openwebui_lab import ADMIN, OpenWebUI, prompts_on_the_wire
+from openwebui_lab import ADMIN, OpenWebUI, prompts_on_the_wire, ready
 
 LOSS = """
 set -e
@@ -31,12 +29,9 @@ def test_the_user_the_chat_and_the_knowledge_are_back(cluster, person, url, secr
 
     cluster.run("web", "sh", "-c", LOSS, timeout=120)
 
-    def empty() -> bool:
-        admin = OpenWebUI(url, ADMIN, secrets["openwebui_admin_password"])
-        return admin.client.get(f"/api/v1/users/{person.id}").status_code != 200
-
-    cluster.until(lambda: httpx.get(f"{url}/ready", timeout=5).status_code == 200, "Open WebUI is ready", 180)
-    assert empty()
+    cluster.until(lambda: ready(url), "Open WebUI is ready", 180)
+    with OpenWebUI(url, ADMIN, secrets["openwebui_admin_password"]) as admin:
+        assert admin.get("/api/v1/users/")["total"] == 1
 
     playbook("restore", "--extra-vars", "backup=/var/backups/openwebui/test.tar")
     # The session, too, is as before: the same secret key, the same user.

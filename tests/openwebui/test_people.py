@@ -8,7 +8,7 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 
-import httpx
+import httpx2
 import pytest
 
 from openwebui_lab import ADMIN, CATEGORY, QUESTION, Prompts, prompts_on_the_wire
@@ -60,12 +60,12 @@ def marker() -> str:
 
 
 def test_a_wrong_password_is_refused(url):
-    assert httpx.post(f"{url}/api/v1/auths/signin", json={"email": ADMIN, "password": "not this one"}, timeout=30).status_code == 400
+    assert httpx2.post(f"{url}/api/v1/auths/signin", json={"email": ADMIN, "password": "not this one"}, timeout=30).status_code == 400
 
 
 def test_nobody_signs_up_by_themselves(url):
     account = {"name": "x", "email": "x@example.org", "password": "a password of eight"}
-    assert httpx.post(f"{url}/api/v1/auths/signup", json=account, timeout=30).status_code == 403
+    assert httpx2.post(f"{url}/api/v1/auths/signup", json=account, timeout=30).status_code == 403
 
 
 def test_an_ordinary_user_sees_the_models_that_people_can_chat_with(person):

@@ -6,10 +6,10 @@ import contextlib
 import subprocess
 from collections.abc import Iterator
 
-import httpx
+import httpx2
 
 from cluster_host import playbook
-from openwebui_lab import ADMIN, CATEGORY, QUESTION, OpenWebUI, counted, namespace
+from openwebui_lab import ADMIN, CATEGORY, QUESTION, OpenWebUI, counted, namespace, ready
 
 
 @contextlib.contextmanager
@@ -33,19 +33,13 @@ def nothing_but_the_lab(cluster) -> Iterator[None]:
             subprocess.run(namespace(cluster, "web", "iptables", "-D", *rule), check=False, capture_output=True, timeout=60)
 
 
-def ready(url: str) -> bool:
-    with contextlib.suppress(httpx.HTTPError):
-        return httpx.get(f"{url}/ready", timeout=5).status_code == 200
-    return False
-
-
 def test_it_starts_and_works_without_one_look_up_outside(cluster, url, secrets):
     with nothing_but_the_lab(cluster):
         cluster.run("web", "systemctl", "restart", "openwebui")
         cluster.until(lambda: ready(url), "Open WebUI is ready", 180)
-        admin = OpenWebUI(url, ADMIN, secrets["openwebui_admin_password"])
-        assert admin.chat(QUESTION) == CATEGORY
-        admin.upload(cluster, "notes.txt", "Nothing of this leaves the site.")
+        with OpenWebUI(url, ADMIN, secrets["openwebui_admin_password"]) as admin:
+            assert admin.chat(QUESTION) == CATEGORY
+            admin.upload(cluster, "notes.txt", "Nothing of this leaves the site.")
         assert counted(cluster) == 0
         # The counters do count.
         cluster.run("web", "getent", "hosts", "outside.example.org", check=False)
@@ -84,7 +78,7 @@ def test_people_chat_again_after_a_restart_of_postgresql_and_of_the_gateway(clus
         cluster.run(host, "systemctl", "restart", unit)
 
         def answered() -> bool:
-            with contextlib.suppress(httpx.HTTPError):
+            with contextlib.suppress(httpx2.HTTPError):
                 return admin.chat(QUESTION) == CATEGORY
             return False
 
