@@ -26,8 +26,9 @@ def secrets() -> dict[str, str]:
     return {name: (state / name).read_text().strip() for name in names}
 
 
-@pytest.fixture
-def admin(cluster, url: str, secrets: dict[str, str]) -> Iterator[OpenWebUI]:  # noqa: F811
+# Once for all: Open WebUI itself counts sign-ins.
+@pytest.fixture(scope="session")
+def admin(url: str, secrets: dict[str, str]) -> Iterator[OpenWebUI]:
     with OpenWebUI(url, ADMIN, secrets["openwebui_admin_password"]) as session:
         yield session
 
