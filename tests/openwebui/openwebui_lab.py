@@ -36,6 +36,7 @@ class OpenWebUI:
     """A person's session."""
 
     def __init__(self, base_url: str, email: str, password: str) -> None:
+        self.email, self.password = email, password
         self.client = httpx2.Client(base_url=base_url, timeout=120)
         answer = self.client.post("/api/v1/auths/signin", json={"email": email, "password": password})
         if answer.status_code != 200:
