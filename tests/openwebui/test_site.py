@@ -55,7 +55,7 @@ def test_no_secret_is_in_a_log_an_argument_or_a_diff(cluster, admin, secrets):
         "web's processes": cluster.run("web", "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"),
         "head's journal": cluster.run("head", "journalctl", "--no-pager", "-t", "haproxy"),
         "web's files that all may read": cluster.run(
-            "web", "sh", "-c", "find /etc /opt/openwebui/*/environment /var/lib/openwebui -type f -perm /o+r -size -64k -exec cat {} +",
+            "web", "sh", "-c", "find /etc /opt/openwebui/*/environment /var/lib/openwebui -type f -perm /o+r -size -64k -exec cat {} + | tr -cd '[:print:]\\n'",
         ),
     }  # fmt: skip
     leaks = [(name, place) for name, secret in secrets.items() for place, text in places.items() if secret in text]
