@@ -1,4 +1,4 @@
-"""A person at a browser: signs in, chats, sees the answer grow, asks about a file, runs Python. Screenshots stay in the lab's folder."""
+"""A person at a browser: signs in, chats, asks about a file, runs Python, and need not know of Slurm. lab/verify keeps the screenshots."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from browser import ENTER, Browser, chromium
 from openwebui_lab import CATEGORY, QUESTION, prompts_on_the_wire
 
-SHOTS = Path(os.environ["LAB_STATE_DIR"]) / "screenshots"
+SHOTS = Path(os.environ["PTOLEMY_TEST_SCREENSHOTS"])
 INPUT = "#chat-input"
 
 
@@ -70,3 +70,12 @@ def test_python_runs_in_the_browser(browser, person):
     browser.click("button", "Run")
     browser.shows("42042", 120)
     browser.screenshot(SHOTS / "python.png")
+
+
+def test_a_person_is_answered_after_the_loss_of_all_replicas_without_a_reload(cluster, browser):
+    browser.open("/?models=demo")
+    ask(browser, QUESTION)
+    browser.until(lambda: answers(browser) == [CATEGORY], "the first answer")
+    cluster.run("head", "scancel", *map(str, cluster.jobs("demo")))
+    ask(browser, QUESTION)
+    browser.until(lambda: answers(browser) == [CATEGORY] * 2, "the second answer, by a replica that was not there yet", 120)
