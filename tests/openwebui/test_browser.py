@@ -36,10 +36,15 @@ def answers(window: Browser) -> list[str]:
     return window.script("return [...document.querySelectorAll('.chat-assistant')].map(e => e.innerText.trim())")
 
 
+def right(window: Browser) -> int:
+    """How many answers have the category."""
+    return sum(CATEGORY in answer for answer in answers(window))
+
+
 def test_a_person_chats(cluster, browser):
     browser.open("/?models=demo")
     ask(browser, QUESTION)
-    browser.until(lambda: [answer for answer in answers(browser) if CATEGORY in answer], "the answer")
+    browser.until(lambda: right(browser) == 1, "the answer")
     browser.screenshot(SHOTS / "chat.png")
 
 
@@ -75,7 +80,7 @@ def test_python_runs_in_the_browser(browser, person):
 def test_a_person_is_answered_after_the_loss_of_all_replicas_without_a_reload(cluster, browser):
     browser.open("/?models=demo")
     ask(browser, QUESTION)
-    browser.until(lambda: answers(browser) == [CATEGORY], "the first answer")
+    browser.until(lambda: right(browser) == 1, "the first answer")
     cluster.run("head", "scancel", *map(str, cluster.jobs("demo")))
     ask(browser, QUESTION)
-    browser.until(lambda: answers(browser) == [CATEGORY] * 2, "the second answer, by a replica that was not there yet", 120)
+    browser.until(lambda: right(browser) == 2, "the second answer, by a replica that was not there yet", 120)

@@ -12,6 +12,9 @@ from cluster_host import playbook
 from openwebui_lab import ADMIN, CATEGORY, QUESTION, OpenWebUI, counted, namespace, ready
 
 
+READABLE = "find /etc /opt/openwebui/*/environment /var/lib/openwebui -type f -perm /o+r -size -64k"
+
+
 @contextlib.contextmanager
 def nothing_but_the_lab(cluster) -> Iterator[None]:
     """Open WebUI's host reaches the lab's network alone, and each look-up and packet to elsewhere is refused and counted."""
@@ -54,10 +57,8 @@ def test_no_secret_is_in_a_log_an_argument_or_a_diff(cluster, admin, secrets):
         "web's journal": cluster.run("web", "journalctl", "--no-pager"),
         "web's processes": cluster.run("web", "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"),
         "head's journal": cluster.run("head", "journalctl", "--no-pager", "-t", "haproxy"),
-        "web's files that all may read": cluster.run(
-            "web", "sh", "-c", "find /etc /opt/openwebui/*/environment /var/lib/openwebui -type f -perm /o+r -size -64k -exec cat {} + | tr -cd '[:print:]\\n'",
-        ),
-    }  # fmt: skip
+        "web's files that all may read": cluster.run("web", "sh", "-c", f"{READABLE} -exec cat {{}} + | tr -cd '[:print:]\\n'"),
+    }
     leaks = [(name, place) for name, secret in secrets.items() for place, text in places.items() if secret in text]
     assert leaks == []
     mode = cluster.run("web", "sh", "-c", "stat -c '%a %U' /opt/openwebui/current/environment").strip()
