@@ -11,7 +11,6 @@ import httpx2
 from cluster_host import playbook
 from openwebui_lab import ADMIN, CATEGORY, QUESTION, OpenWebUI, counted, namespace, ready
 
-
 READABLE = "find /etc /opt/openwebui/*/environment /var/lib/openwebui -type f -perm /o+r -size -64k"
 
 
