@@ -134,6 +134,7 @@ def counted(cluster: Cluster, rules: str = "OUTPUT") -> int:
 
 
 def ready(url: str) -> bool:
+    """Whether people reach it: HAProxy looks twice a second whether it is back."""
     with contextlib.suppress(httpx2.HTTPError):
         return httpx2.get(f"{url}/ready", timeout=5).status_code == 200
     return False

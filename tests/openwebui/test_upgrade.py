@@ -9,6 +9,7 @@ import re
 import pytest
 
 from cluster_host import ROOT, THOROUGH, playbook
+from openwebui_lab import ready
 
 LOCK = ROOT / "roles/openwebui/files/requirements-3.11.txt"
 
@@ -25,7 +26,7 @@ def current(cluster) -> str:
     return cluster.run("web", "readlink", "/opt/openwebui/current").strip()
 
 
-def test_a_version_that_does_not_start_gives_way_to_the_old_one_and_nothing_is_lost(cluster, person, tmp_path):
+def test_a_version_that_does_not_start_gives_way_to_the_old_one_and_nothing_is_lost(cluster, person, url, tmp_path):
     chat = person.post("/api/v1/chats/new", json={"chat": {"title": "kept", "models": ["demo"], "messages": []}})["id"]
     before = current(cluster)
     # The package itself, and none of those that it needs.
@@ -35,17 +36,19 @@ def test_a_version_that_does_not_start_gives_way_to_the_old_one_and_nothing_is_l
     assert "it ends as often as it is started" in str(failed.value)
     assert f"{before.rsplit('/', 1)[1]} serves, with its data as before" in str(failed.value)
     assert current(cluster) == before
+    cluster.until(lambda: ready(url), "people reach it again", 10)
     assert person.get(f"/api/v1/chats/{chat}")["title"] == "kept"
     assert playbook("openwebui")[1] == 0
 
 
 @pytest.mark.skipif(not THOROUGH, reason="installs everything anew, twice")
-def test_a_version_that_starts_takes_over_with_the_data(cluster, person, tmp_path):
+def test_a_version_that_starts_takes_over_with_the_data(cluster, person, url, tmp_path):
     chat = person.post("/api/v1/chats/new", json={"chat": {"title": "kept", "models": ["demo"], "messages": []}})["id"]
     before = current(cluster)
     try:
         upgrade(tmp_path, LOCK.read_text() + "# as if it were a new one\n")
         assert current(cluster) != before
+        cluster.until(lambda: ready(url), "people reach it again", 10)
         assert person.get(f"/api/v1/chats/{chat}")["title"] == "kept"
     finally:
         playbook("openwebui")
