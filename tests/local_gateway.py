@@ -72,6 +72,7 @@ class Gateway:
             "haproxy_maxconn": 2000,
             "haproxy_bufsize": 262144,
             "haproxy_tls_certificate": "",
+            "haproxy_user_header": "X-OpenWebUI-User-Id",
             **settings,
         }
 

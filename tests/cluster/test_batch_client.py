@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import random
-import re
 import signal
 import sqlite3
 import subprocess
@@ -115,16 +114,3 @@ def test_held_out_rows_get_the_right_labels(cluster, interpreter, tmp_path):
         rows = list(csv.DictReader(file))
     right = sum(row["label"] == row["ptolemy_label"] for row in rows)
     assert right / len(rows) >= 0.95, f"{right} of {len(rows)}"
-
-
-def test_a_login_node_has_the_command_for_everybody(cluster):
-    """In the scenario whose inventory has a login node."""
-    if "ptolemy-batch" not in cluster.run("head", "ls", "/usr/local/bin"):
-        pytest.skip("the inventory has no login node")
-    steps = (
-        "set -e; umask 077; cd $(mktemp -d); trap 'rm -rf $PWD' EXIT; export HOME=$PWD; cat >key; "
-        "printf 'text\nDELTA AIR 0062341 BOSTON\n' >in.csv; printf '[air travel, hotel]' >labels.yml; "
-        "ptolemy-batch classify in.csv --text text --labels labels.yml -o out.csv --model demo --key-file key; cat out.csv"
-    )
-    shown = cluster.run("head", "sh", "-c", steps, user="nobody", stdin=cluster.api_key)
-    assert re.search(r"^DELTA AIR 0062341 BOSTON,.*air travel", shown, re.MULTILINE), shown
