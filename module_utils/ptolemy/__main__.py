@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.command == "check":
             return 0
         if given.command == "exporter":
-            return exporter.main(path, given.listen)
+            return exporter.main(given.services, given.listen)
         if given.command == "wait":
             return 0 if status.wait(path, given.timeout) else 1
         seen = status.read(path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Collection, Deque, Iterator, Mapping
+from typing import Any, Deque, Iterator, Mapping
 
 MINUTE = 60.0  # seconds
 KEPT = 60  # minutes
@@ -50,6 +50,9 @@ class Tokens:
     generated: float = 0.0
     read: float = 0.0
     read_seconds: float = 0.0
+
+    def __add__(self, more: Tokens) -> Tokens:
+        return Tokens(self.generated + more.generated, self.read + more.read, self.read_seconds + more.read_seconds)
 
 
 @dataclass
@@ -133,10 +136,7 @@ class Trend:
         """Take note of what the service's llama-servers did since they were last asked."""
         minute = self._minute(at)
         minute.measured = True
-        known = minute.tokens
-        minute.tokens = Tokens(
-            known.generated + tokens.generated, known.read + tokens.read, known.read_seconds + tokens.read_seconds
-        )
+        minute.tokens += tokens
 
     def hour(self, at: float) -> Iterator[Minute | None]:
         """The last ``KEPT`` whole minutes before ``at``, the oldest first; None for one that was hardly watched."""
@@ -171,10 +171,7 @@ class Trend:
                 total.slot_seconds += minute.slot_seconds
                 total.queue_seconds += minute.queue_seconds
                 total.measured |= minute.measured
-                known, more = total.tokens, minute.tokens
-                total.tokens = Tokens(
-                    known.generated + more.generated, known.read + more.read, known.read_seconds + more.read_seconds
-                )
+                total.tokens += minute.tokens
         return total
 
 
@@ -190,20 +187,16 @@ class Trends:
         return self._trends.setdefault(service, Trend())
 
     def add(self, seen: Mapping[str, Any]) -> None:
-        """Take note of a status, as ``status.read`` gives it. Services that are gone are forgotten, and a stale status tells nothing new."""
-        names = [row["service"] for row in seen["services"]]
-        self._forget(names)
+        """Take note of a status, as ``status.read`` gives it. A stale one tells nothing new. Services that are gone are forgotten."""
+        names = {row["service"] for row in seen["services"]}
+        self._trends = {name: trend for name, trend in self._trends.items() if name in names}
+        self.took = {name: took for name, took in self.took.items() if name in names}
         for row in seen["services"]:
             took = max((replica["took"] for replica in row["replicas"]), default=0)
             if took:
                 self.took[row["service"]] = took
             if not seen["stale_reason"]:
                 self.of(row["service"]).add(look(seen["observed_at"], row))
-
-    def _forget(self, names: Collection[str]) -> None:
-        for known in (self._trends, self.took):
-            for gone in [name for name in known if name not in names]:
-                del known[gone]  # type: ignore[attr-defined]
 
 
 def look(at: float, row: Mapping[str, Any]) -> Look:
@@ -216,7 +209,7 @@ def look(at: float, row: Mapping[str, Any]) -> Look:
 def expected_wait(look: Look, width: int, seconds_an_answer: float | None) -> tuple[float | None, float | None]:
     """How many seconds a request that comes now is likely to wait for a slot: an interactive one, and a batch one.
 
-    With `s` slots, each of which is free again after `t` seconds on average, the next of `w` waiting requests gets one after `(w + 1) t / s`.
+    With `s` slots, each of which is free again after `t` seconds on average, who comes after `w` others gets one after `(w + 1) t / s`.
     A batch request first passes a gate that lets `width` through at once, and each keeps its place there while it waits and is answered.
 
     Args:

@@ -13,6 +13,7 @@ from ptolemy import status
 from ptolemy.clock import SteadyClock
 from ptolemy.daemon import Daemon, lock
 from ptolemy.errors import ObservationError, PtolemyError
+from ptolemy.haproxy import User
 from values import gateway, job, server, service
 
 CHAT = service()
@@ -35,6 +36,9 @@ class Source:
 
     def nodes(self):
         return {}
+
+    def users(self):
+        return [User("alice", 3, 9)]
 
     def __getattr__(self, verb):
         def change(*arguments):
