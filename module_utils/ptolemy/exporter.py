@@ -101,18 +101,24 @@ def handler(path: str, watch: Watch) -> type[BaseHTTPRequestHandler]:
 
         def _document(self) -> None:
             try:
-                return self._answer(200, JSON, watch.document(self.headers.get(KEY_HEADER, ""), time.time()))
+                body, secret = watch.document(self.headers.get(KEY_HEADER, ""), time.time())
+                # HAProxy may give everybody the same answer for a second, but never an operator's.
+                return self._answer(200, JSON, body, "no-store" if secret else "max-age=1")
             except (PtolemyError, KeyError, TypeError):
                 # Everybody reads this: the reason may hold a path, and stands in the journal and in `ptolemy status`.
                 return self._answer(503, JSON, UNKNOWN)
 
-        def _answer(self, code: int, kind: str, body: bytes) -> None:
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def _answer(self, code: int, kind: str, body: bytes, cache: str = "no-store") -> None:
             self.send_response(code)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
-            self.send_header("Cache-Control", "no-store")
+            self.send_header("Cache-Control", cache)
             self.end_headers()
-            self.wfile.write(body)
+            if self.command != "HEAD":
+                self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
             """Say nothing of every scrape."""

@@ -47,17 +47,17 @@ def for_operators(shown: Row, seen: Row, users: Sequence[Row] | None) -> dict[st
 
     Args:
         shown: as ``document`` returns it.
-        seen: the status that it was made from.
+        seen: the status that it was made from, or the next one.
         users: who asks how much, as the daemon wrote it; None where that is not known.
     """
     services = []
-    for row, service in zip(seen["services"], shown["services"]):
-        replicas = [
-            {**replica, "address": raw["address"], "ports": raw["ports"], "slurm": raw["slurm"], "why": raw["why"] or _waits_for(raw)}
-            for raw, replica in zip(row["replicas"], service["replicas"])
-        ]
+    rows = {row["service"]: row for row in seen["services"]}
+    for service in shown["services"]:
+        row = rows.get(service["service"], {"replicas": (), "failures": (), "canary": None})
+        raw = {replica["job"]: replica for replica in row["replicas"]}
+        replicas = [{**replica, **_hidden(raw.get(replica["job"]))} for replica in service["replicas"]]
         failures = [*row["failures"], *(row["canary"] or {"failures": ()})["failures"]]
-        services.append({**service, "replicas": replicas, "failures": failures, "batch_at_once": row["batch_at_once"]})
+        services.append({**service, "replicas": replicas, "failures": failures})
     stale = {**shown["stale"], "reason": seen["stale_reason"]} if shown["stale"] else None
     return {
         **shown,
@@ -247,8 +247,12 @@ def _replica_state(replica: Row, servers: Sequence[Row]) -> str:
     return str(replica["state"])
 
 
-def _waits_for(replica: Row) -> str:
-    return f"Slurm: {replica['reason']}" if replica["slurm"] == "PENDING" else ""
+def _hidden(replica: Row | None) -> dict[str, Any]:
+    """What only operators see of a replica."""
+    if replica is None:
+        return {"address": "", "ports": [], "why": ""}
+    waits = f"Slurm: {replica['reason']}" if replica["slurm"] == "PENDING" else ""
+    return {"address": replica["address"], "ports": list(replica["ports"]), "why": replica["why"] or waits}
 
 
 def _rounded(value: float | None) -> float | None:

@@ -60,12 +60,15 @@ class Watch:
             except (PtolemyError, KeyError, TypeError):
                 return
 
-    def document(self, key_hash: str, now: float) -> bytes:
+    def document(self, key_hash: str, now: float) -> tuple[bytes, bool]:
         """The document of the status page, as JSON.
 
         Args:
             key_hash: of the caller's key; empty for none.
             now: Unix time.
+
+        Returns:
+            The document, and whether it is one for operators only.
 
         Raises:
             PtolemyError: the daemon has said nothing for so long that nobody knows how things are.
@@ -75,20 +78,16 @@ class Watch:
             operator = self._is_operator(key_hash, now)
             made_at, made = self._made.get(operator, (0.0, b""))
             if 0 <= now - made_at < EVERY:
-                return made
+                return made, operator
             seen = status.read(self._site.status_file)
             if now - seen["time"] > status.DEAD_AFTER:
                 raise PtolemyError(f"ptolemyd has said nothing for {page.span(now - seen['time'])}")
             shown = page.document(seen, self._trends, now)
             if operator:
-                shown = page.for_operators(shown, seen, self.users(now))
+                shown = page.for_operators(shown, seen, users(self._site.users_file, now))
             made = json.dumps(shown, separators=(",", ":")).encode()
             self._made[operator] = (now, made)
-            return made
-
-    def users(self, now: float) -> list[dict[str, Any]] | None:
-        """Who asks how much, as the daemon last wrote it; None where that is old or cannot be read."""
-        return users(self._site.users_file, now)
+            return made, operator
 
     def _is_operator(self, key_hash: str, now: float) -> bool:
         if not key_hash or not self._site.operators:

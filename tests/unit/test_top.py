@@ -1,0 +1,114 @@
+"""``ptolemy top``: a frame fits its terminal, obeys nothing that a log says, and says what the page says."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from ptolemy import top
+from ptolemy.errors import PtolemyError
+from ptolemy.failures import Failure
+from ptolemy.page import document, for_operators
+from ptolemy.trends import Trends
+from statuses import BOTH, CHAT, NOW, seen
+from values import gateway, server
+
+
+def shown(**fields):
+    return document(seen(*BOTH, **fields), Trends(), NOW)
+
+
+def test_a_frame_begins_with_the_headline_and_has_each_service_and_replica():
+    lines = list(top.frame(shown(), 100))
+    assert lines[0] == "● chat answers."
+    assert "chat: ready" in lines
+    assert any(line.startswith("  job 1 ready on n1 gpu 0, 0 of 8 slots busy, ") for line in lines)
+    assert any("0 of 16 busy" in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [1, 20, 40, 80, 200])
+def test_no_line_is_wider_than_the_terminal(width):
+    failures = [Failure(1, CHAT.revision, "n1", NOW, "words " * 50)]
+    raw = seen(*BOTH, failures=failures)
+    private = for_operators(document(raw, Trends(), NOW), raw, [{"user": "a" * 70, "requests": 1, "per_minute": 2}])
+    assert max(len(line) for line in top.frame(private, width)) <= width
+
+
+def test_control_characters_of_a_log_do_not_reach_the_terminal():
+    raw = seen(*BOTH, failures=[Failure(1, CHAT.revision, "n1", NOW, "\x1b[2Jgone\r\x07")])
+    private = for_operators(document(raw, Trends(), NOW), raw, [])
+    text = "\n".join(top.frame(private, 200))
+    assert "?[2Jgone??" in text
+    assert not {"\x1b", "\r", "\x07"} & set(text)
+
+
+def test_colours_do_not_count_as_width():
+    painted = list(top.frame(shown(), 12, lambda text, colour: f"<{colour}>{text}</>"))
+    assert painted[0] == "<1;32>● chat answ…</>"
+
+
+@pytest.mark.parametrize(
+    ("values", "room", "bars"),
+    [([0, 1, 2, None, 8], 10, "▁▁▂ █"), ([1, 2, 3], 2, "▅█"), ([0, 0], 5, "▁▁"), ([None], 5, " "), ([1], 0, ""), ([], 5, "")],
+)
+def test_a_sparkline_shows_the_newest_and_leaves_a_blank_for_what_nobody_knows(values, room, bars):
+    assert top.sparkline(values, room) == bars
+
+
+@pytest.fixture
+def answering():
+    """An exporter that answers what it is told."""
+    answer = {"code": 200, "body": json.dumps(shown())}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(answer["code"])
+            self.end_headers()
+            self.wfile.write(answer["body"].encode())
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/status.json", answer
+        server.shutdown()
+        thread.join(5)
+
+
+def test_without_a_terminal_one_frame_is_printed(answering, tmp_path):
+    url, _ = answering
+    site = {"user": "p", "uid": 1, "status_file": str(tmp_path / "status.json")}
+    (tmp_path / "services.json").write_text(json.dumps({"site": site, "services": {}}))
+    command = [sys.executable, "-m", "ptolemy", "top", "--url", url, "--services", str(tmp_path / "services.json")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(top.__file__).parents[1])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=True)
+    assert done.stdout.startswith("● chat answers.\n")
+    assert "\x1b" not in done.stdout
+
+
+def test_an_answer_that_is_none_is_an_error_that_names_the_address(answering):
+    url, answer = answering
+    answer["code"] = 503
+    with pytest.raises(PtolemyError, match="answers 503"):
+        top.fetch(url)
+    for body in ("<html>", "[]", '{"version": 99}'):
+        answer.update(code=200, body=body)
+        with pytest.raises(PtolemyError, match=r"status\.json"):
+            top.fetch(url)
+    with pytest.raises(PtolemyError, match="ptolemy-exporter"):
+        top.fetch("http://127.0.0.1:9/status.json")
+
+
+def test_a_drained_server_is_shown():
+    raw = seen(BOTH[0], gateway(server(1, admin="drain"), server(2)))
+    text = "\n".join(top.frame(document(raw, Trends(), NOW), 100))
+    assert "job 1 draining on n1" in text
