@@ -42,7 +42,7 @@ class Exporter:
             (self.directory / f"{name}.new").rename(self.directory / f"{name}.json")
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> Iterator[int]:
         command = [
             sys.executable,
             "-m",
@@ -57,7 +57,7 @@ class Exporter:
         with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
             try:
                 assert process.stderr and process.stderr.readline().startswith(b"answering")
-                yield
+                yield process.pid
             finally:
                 process.kill()
 
@@ -170,6 +170,28 @@ def test_a_crowd_of_visitors_is_one_for_ptolemyd(gateway: Any, client: Any) -> N
             assert {len(got.body) for got in (first, *rest)} == {len(first.body)}
             assert len(asked) <= 2 + (time.monotonic() - began), f"{len(asked)} of 201"
         assert not any(word in head.lower() for head in asked for word in (b"cookie", b"authorization", b"x-ptolemy"))
+
+    asyncio.run(scenario())
+
+
+def test_a_page_load_costs_the_gateway_less_than_a_millisecond_of_cpu(gateway: Any, client: Any, ptolemyd: Exporter) -> None:
+    ticks = os.sysconf("SC_CLK_TCK")
+
+    def spent(process: int) -> float:
+        user, system = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return 1000 * (int(user) + int(system)) / ticks
+
+    async def scenario(loads: int = 1000) -> None:
+        async with client(gateway) as visitor:
+            with ptolemyd.running() as exporting:
+                processes = (int(gateway.worker()), exporting)
+                before = sum(map(spent, processes))
+                for _ in range(loads):
+                    page, document = await visitor.send("/status", key=None), await visitor.send("/status.json", key=None)
+                    assert page.status == document.status == 200
+                each = (sum(map(spent, processes)) - before) / loads
+        print(f"a load of the page and of its numbers: {each:.2f} ms of CPU of HAProxy and the exporter")
+        assert each < 1
 
     asyncio.run(scenario())
 
