@@ -117,7 +117,7 @@ def _slots(service: Row, width: int) -> str:
 def _queues(service: Row) -> Iterator[str]:
     for tier, queue in service["tiers"].items():
         wait = queue["expected_wait"]
-        about = "" if wait is None else ", a new one waits for nothing" if not wait else f", a new one waits about {page.span(wait)}"
+        about = "" if wait is None else ", a new one starts at once" if not wait else f", a new one waits about {page.span(wait)}"
         oldest = f", the first for {page.span(queue['oldest_wait'])}" if queue["queued"] else ""
         yield f"{tier}: {queue['queued']} waiting{about}{oldest}"
 
