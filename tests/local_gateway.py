@@ -73,6 +73,7 @@ class Gateway:
             "haproxy_maxconn": 2000,
             "haproxy_bufsize": 262144,
             "haproxy_tls_certificate": "",
+            "haproxy_status_page": True,
             **settings,
         }
 

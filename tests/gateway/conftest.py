@@ -158,7 +158,7 @@ def rendered() -> Iterator[dict[str, Gateway]]:
 
 
 def make_variants(base: Path) -> dict[str, Gateway]:
-    """The role's files in variants: as by default, with a short wait for a first server, with short times and TLS, for few connections."""
+    """The role's files in variants: as by default, with a short wait for a first server, with short times and TLS, small without extras."""
     for name in ("default", "brief", "short", "small"):
         (base / name).mkdir()
     short = {f"haproxy_{name}_timeout": value for name, value in (("server", "1s"), ("request", "1s"), ("queue", "2s"))}
@@ -166,7 +166,7 @@ def make_variants(base: Path) -> dict[str, Gateway]:
         "default": Gateway("default", base / "default"),
         "brief": Gateway("brief", base / "brief", haproxy_hold_seconds=2),
         "short": Gateway("short", base / "short", haproxy_tls_certificate="self-signed", **short),
-        "small": Gateway("small", base / "small", haproxy_maxconn=30),
+        "small": Gateway("small", base / "small", haproxy_maxconn=30, haproxy_status_page=False),
     }
     render(base, list(gateways.values()))
     return gateways

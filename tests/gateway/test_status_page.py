@@ -87,6 +87,14 @@ def test_the_page_is_there_without_a_key_and_lets_nothing_else_run_in_it(gateway
     assert posted.status == 401
 
 
+def test_where_it_is_switched_off_there_is_no_page(small_gateway: Any, client: Any) -> None:
+    async def scenario() -> list[int]:
+        async with client(small_gateway) as visitor:
+            return [(await visitor.send(path, key=key)).status for path in ("/status", "/status.json") for key in (None, API_KEY)]
+
+    assert asyncio.run(scenario()) == [401, 404, 401, 404]
+
+
 def test_everybody_sees_services_and_only_operators_see_who_asks(gateway: Any, client: Any, ptolemyd: Exporter) -> None:
     async def scenario() -> None:
         async with client(gateway) as visitor, operator(gateway) as key:
