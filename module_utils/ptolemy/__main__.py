@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("daemon", help="run the control loop (systemd starts it)")
     metrics = commands.add_parser("exporter", help="answer Prometheus and the status page from what the daemon wrote (systemd starts it)")
     metrics.add_argument("--listen", default="127.0.0.1:9177", metavar="HOST:PORT", help="(default: 127.0.0.1:9177)")
+    metrics.add_argument("--backend-key", default="", metavar="FILE", help="the key of llama-servers, to ask them for their counts")
     commands.add_parser("replica", help="serve one replica, its spec on standard input (the job script starts it)")
     commands.add_parser("quantize", help="quantise a model, the spec on standard input (playbooks/quantize.yml starts it as a job)")
     for command in (show, live, patience, metrics, *(commands.choices[name] for name in ("check", "daemon", "keys"))):
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.command == "check":
             return 0
         if given.command == "exporter":
-            return exporter.main(given.services, given.listen)
+            return exporter.main(given.services, given.listen, given.backend_key)
         if given.command == "top":
             return top.main(config, given.url, given.once)
         if given.command == "wait":

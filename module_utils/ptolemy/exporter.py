@@ -6,7 +6,6 @@ A process of its own, so that no visitor can hold up the control loop. The text 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import threading
@@ -17,12 +16,10 @@ from typing import Any, Iterator, Mapping, Sequence
 from . import status
 from .config import load
 from .errors import ConfigError, PtolemyError
-from .meter import secret_of
 from .watch import KEY_HEADER, Watch
 
 PATIENCE = 5.0  # seconds that a visitor may take to say what they want
 STATES = ("ready", "starting", "asleep", "off")
-CREDENTIAL = "backend-key"  # its name in roles/ptolemyd's unit
 # The shape of the gateway's own errors, see roles/haproxy.
 UNKNOWN = json.dumps(
     {
@@ -126,14 +123,14 @@ def handler(path: str, watch: Watch) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def main(services_file: str, listen: str) -> int:
-    """Answer on ``listen`` (HOST:PORT) until SIGTERM or SIGINT.
+def main(services_file: str, listen: str, key_file: str = "") -> int:
+    """Answer on ``listen`` (HOST:PORT) until SIGTERM or SIGINT; ``key_file`` holds the site's backend key, or is not there.
 
     Raises:
         ConfigError: the services file is wrong, or the address cannot be used.
     """
     path = load(services_file).site.status_file
-    watch = Watch(services_file, _secret())
+    watch = Watch(services_file, key_file)
     host, _, port = listen.rpartition(":")
     try:
         server = ThreadingHTTPServer((host.strip("[]"), int(port)), handler(path, watch))
@@ -155,12 +152,3 @@ def main(services_file: str, listen: str) -> int:
     stop.set()
     looking.join(PATIENCE)
     return 0
-
-
-def _secret() -> str:
-    """The site's backend key, which systemd hands over as a credential; empty where there is none."""
-    try:
-        with open(os.path.join(os.environ["CREDENTIALS_DIRECTORY"], CREDENTIAL), encoding="utf-8") as file:
-            return secret_of(file.read())
-    except (KeyError, OSError, UnicodeDecodeError):
-        return ""

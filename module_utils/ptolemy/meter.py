@@ -6,7 +6,6 @@ nothing but its own numbers. The counts are for the status page, nobody decides 
 
 from __future__ import annotations
 
-import base64
 import http.client
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -41,28 +40,16 @@ class Target:
     address: str
 
 
-def secret_of(text: str) -> str:
-    """The site's backend key from HAProxy's map of it; empty where the text is none: then no server is asked."""
-    for line in text.splitlines():
-        name, _, value = line.partition(" ")
-        if name == "backend":
-            try:
-                return base64.b64decode(value, validate=True).decode()
-            except ValueError:
-                return ""
-    return ""
-
-
 class Meter:
     """Asks all llama-servers every ``EVERY`` seconds.
 
     Args:
-        secret: the site's backend key; without it nothing is asked.
+        key_file: holds the site's backend key, and is read before each round; without a key nothing is asked.
         ask: returns the counts of a server, or None where it gives no answer.
     """
 
-    def __init__(self, secret: str, ask: Callable[[Target, str], Tokens | None] | None = None) -> None:
-        self._secret = secret
+    def __init__(self, key_file: str, ask: Callable[[Target, str], Tokens | None] | None = None) -> None:
+        self._key_file = key_file
         self._ask = ask or fetch
         self._pool = ThreadPoolExecutor(AT_ONCE, "meter")
         self._known: dict[Target, Tokens] = {}
@@ -77,8 +64,6 @@ class Meter:
             trends: where the answers are noted.
             now: Unix time.
         """
-        if not self._secret:
-            return
         for target in [target for target, answer in self._asked.items() if answer.done()]:
             counts = self._asked.pop(target).result()
             if counts is not None:
@@ -87,9 +72,10 @@ class Meter:
         if now < self._next or self._asked:
             return
         self._next = now + EVERY
-        wanted = set(targets(seen))
+        secret = _read(self._key_file)
+        wanted = set(targets(seen)) if secret else set()
         self._known = {target: counts for target, counts in self._known.items() if target in wanted}
-        self._asked = {target: self._pool.submit(self._ask, target, backend_key(target.service, self._secret)) for target in wanted}
+        self._asked = {target: self._pool.submit(self._ask, target, backend_key(target.service, secret)) for target in wanted}
 
     def close(self) -> None:
         """Ask nothing any more."""
@@ -103,6 +89,14 @@ class Meter:
             last = Tokens()  # it was started again, and counts from 0
         more = Tokens(counts.generated - last.generated, counts.read - last.read, counts.read_seconds - last.read_seconds)
         trends.of(target.service).count(now, more)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def targets(seen: Mapping[str, Any]) -> Iterator[Target]:

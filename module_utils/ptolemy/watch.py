@@ -28,16 +28,16 @@ class Watch:
 
     Args:
         services_file: names the other files, and the operators; read anew where it changed.
-        secret: the site's backend key, to ask llama-servers for their counts; empty for none of that.
+        key_file: holds the site's backend key, to ask llama-servers for their counts; there may be none.
     """
 
-    def __init__(self, services_file: str, secret: str = "") -> None:
+    def __init__(self, services_file: str, key_file: str = "") -> None:
         self._services_file = services_file
         self._site = config.load(services_file).site
         self._site_stamp = _stamp(services_file)
         self._lock = threading.Lock()
         self._trends = Trends()
-        self._meter = Meter(secret)
+        self._meter = Meter(key_file)
         self._seen_at = 0.0
         self._made: dict[bool, tuple[float, bytes]] = {}
         self._operators: tuple[tuple[Any, ...], Mapping[str, int]] = ((), {})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import http.server
 import threading
 import time
@@ -11,7 +10,7 @@ import pytest
 
 from ptolemy import meter
 from ptolemy.keys import backend_key
-from ptolemy.meter import Meter, Target, fetch, parse, secret_of
+from ptolemy.meter import Meter, Target, fetch, parse
 from ptolemy.trends import Tokens, Trends
 
 TEXT = (
@@ -42,14 +41,15 @@ def test_the_counts_of_llama_server_are_read():
         parse("llamacpp:tokens_predicted_total 900\n")
 
 
-def test_the_sites_key_is_read_from_haproxys_map_and_nothing_from_anything_else():
-    assert secret_of("# by Ansible\nbackend " + base64.b64encode(b"bk-1").decode()) == "bk-1"
-    assert [secret_of(text) for text in ("", "none", "backend !", "backend /w==")] == [""] * 4
+@pytest.fixture
+def key_file(tmp_path):
+    (tmp_path / "exporter.key").write_text("secret\n")
+    return str(tmp_path / "exporter.key")
 
 
-def test_what_was_done_since_the_last_answer_counts_also_after_a_restart():
+def test_what_was_done_since_the_last_answer_counts_also_after_a_restart(key_file):
     counts, trends = iter([Tokens(100, 10, 1), Tokens(160, 10, 2), Tokens(30, 4, 0.5)]), Trends()
-    asking = Meter("secret", lambda target, key: next(counts))
+    asking = Meter(key_file, lambda target, key: next(counts))
     try:
         for turn in range(4):
             asking.turn(seen("j1r0p20000"), trends, 1000.0 + turn * meter.EVERY)
@@ -59,14 +59,14 @@ def test_what_was_done_since_the_last_answer_counts_also_after_a_restart():
     assert trends.of("chat").lately(1030.0).tokens == Tokens(60 + 30, 0 + 4, 1 + 0.5)
 
 
-def test_servers_that_do_not_answer_hold_up_nothing_and_are_not_asked_again_meanwhile():
+def test_servers_that_do_not_answer_hold_up_nothing_and_are_not_asked_again_meanwhile(key_file):
     let_go, asked, trends = threading.Event(), [], Trends()
 
     def ask(target, key):
         asked.append(target)
         let_go.wait(10)
 
-    asking = Meter("secret", ask)
+    asking = Meter(key_file, ask)
     try:
         began = time.monotonic()
         for turn in range(20):
@@ -78,13 +78,27 @@ def test_servers_that_do_not_answer_hold_up_nothing_and_are_not_asked_again_mean
         asking.close()
 
 
-def test_without_a_key_or_where_it_is_down_no_server_is_asked():
+def test_without_a_key_or_where_it_is_down_no_server_is_asked(key_file, tmp_path):
     asked = []
-    for secret, up in (("", True), ("secret", False)):
-        asking = Meter(secret, lambda target, key: asked.append(target))
+    (tmp_path / "empty").write_text("\n")
+    for path, up in (("", True), (str(tmp_path / "empty"), True), (key_file, False)):
+        asking = Meter(path, lambda target, key: asked.append(target))
         asking.turn(seen("j1r0p1", up=up), Trends(), 1000.0)
         asking.close()
     assert not asked
+
+
+def test_a_changed_key_is_used_from_the_next_round_on(key_file, tmp_path):
+    used, trends = [], Trends()
+    asking = Meter(key_file, lambda target, key: used.append(key))
+    try:
+        for turn, secret in enumerate(("old", "new")):
+            (tmp_path / "exporter.key").write_text(f"{secret}\n")
+            asking.turn(seen("j1r0p1"), trends, 1000.0 + turn * meter.EVERY)
+            until_answered(asking)
+    finally:
+        asking.close()
+    assert used == [backend_key("chat", "old"), backend_key("chat", "new")]
 
 
 @pytest.fixture
