@@ -53,12 +53,12 @@ class Watch:
         with self._lock:
             try:
                 seen = status.read(self._site.status_file)
-                if seen["time"] > self._seen_at:
+                if seen["time"] != self._seen_at:
                     self._trends.add(seen)
                     self._seen_at = seen["time"]
                 self._meter.turn(seen, self._trends, now)
-            except (PtolemyError, KeyError, TypeError):
-                return
+            except (PtolemyError, KeyError, TypeError, ValueError, AttributeError):
+                return  # of another version, perhaps: the next one may be right
 
     def document(self, key_hash: str, now: float) -> tuple[bytes, bool]:
         """The document of the status page, as JSON.
