@@ -5,9 +5,13 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import pty
+import select
 import subprocess
 import sys
+import termios
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,9 @@ from ptolemy.page import document, for_operators
 from ptolemy.trends import Trends
 from statuses import BOTH, CHAT, NOW, seen
 from values import gateway, server
+
+# Ctrl-C goes to the programs whose terminal it is.
+OWN_TERMINAL = "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
 
 
 def shown(**fields):
@@ -84,13 +91,49 @@ def answering():
         thread.join(5)
 
 
-def test_without_a_terminal_one_frame_is_printed(answering, tmp_path):
-    url, _ = answering
+@pytest.fixture
+def command(answering, tmp_path):
+    """The command line and environment of `ptolemy top`."""
     site = {"user": "p", "uid": 1, "status_file": str(tmp_path / "status.json")}
     (tmp_path / "services.json").write_text(json.dumps({"site": site, "services": {}}))
-    command = [sys.executable, "-m", "ptolemy", "top", "--url", url, "--services", str(tmp_path / "services.json")]
-    environment = {**os.environ, "PYTHONPATH": str(Path(top.__file__).parents[1])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=True)
+    argv = [sys.executable, "-m", "ptolemy", "top", "--url", answering[0], "--services", str(tmp_path / "services.json")]
+    return argv, {**os.environ, "PYTHONPATH": str(Path(top.__file__).parents[1]), "TERM": "xterm"}
+
+
+def read_until(terminal, words, seconds=20):
+    """What a program wrote to its terminal, until it wrote certain words."""
+    text, deadline = b"", time.monotonic() + seconds
+    while words not in text:
+        ready, _, _ = select.select([terminal], [], [], max(deadline - time.monotonic(), 0))
+        assert ready, f"{words} not in {text}"
+        text += os.read(terminal, 65536)
+    return text
+
+
+@pytest.mark.parametrize("end", [b"q", b"\x03"])
+def test_in_a_terminal_it_goes_on_until_q_or_ctrl_c_and_puts_the_terminal_back(command, answering, end):
+    argv, environment = command
+    argv = [sys.executable, "-c", OWN_TERMINAL, *argv]
+    ours, its = pty.openpty()
+    try:
+        before = termios.tcgetattr(its)
+        with subprocess.Popen(argv, env=environment, stdin=its, stdout=its, stderr=its) as process:
+            text = read_until(ours, b"chat answers.")
+            assert text.startswith(b"\x1b[?1049h")
+            answering[1]["code"] = 503
+            read_until(ours, b"The status is not known since ")
+            os.write(ours, end)
+            read_until(ours, b"\x1b[?25h\x1b[?1049l")
+            assert process.wait(10) == 0
+        assert termios.tcgetattr(its) == before
+    finally:
+        os.close(ours)
+        os.close(its)
+
+
+def test_without_a_terminal_one_frame_is_printed(command):
+    argv, environment = command
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=20, check=True)
     assert done.stdout.startswith("● chat answers.\n")
     assert "\x1b" not in done.stdout
 
