@@ -123,15 +123,23 @@ def _queues(service: Row) -> Iterator[str]:
 
 
 def _charts(service: Row, width: int) -> Iterator[str]:
-    for key, label, unit in (
-        ("requests_per_s", "requests", "/s"),
-        ("tokens_per_s", "tokens", "/s"),
-        ("first_token_s", "first token", " s"),
+    for key, label, words in (
+        ("requests_per_s", "requests", _rate),
+        ("tokens_per_s", "tokens", _rate),
+        ("first_token_s", "first token", _brief),
     ):
         now = service["lately"][key]
-        value = "-" if now is None else f"{now:.3g}{unit}"
-        head = f"{label:<12}{value:>9} "
+        head = f"{label:<12}{'-' if now is None else words(now):>9} "
         yield head + sparkline(service["hour"][key], width - len(head))
+
+
+def _rate(value: float) -> str:
+    return f"{value:.3g}/s"
+
+
+def _brief(seconds: float) -> str:
+    """A short time, of which a second is long."""
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.3g} s" if seconds < 10 else page.span(seconds)
 
 
 def sparkline(values: Sequence[float | None], room: int) -> str:

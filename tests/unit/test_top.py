@@ -61,6 +61,14 @@ def test_colours_do_not_count_as_width():
     assert painted[0] == "<1;32>● chat answ…</>"
 
 
+@pytest.mark.parametrize(("seconds", "words"), [(0.0004, "0 ms"), (0.25, "250 ms"), (1.5, "1.5 s"), (75, "75 s"), (600, "10 min")])
+def test_the_time_to_the_first_token_is_short_to_read(seconds, words):
+    document = shown()
+    document["services"][0]["lately"]["first_token_s"] = seconds
+    (line,) = (line for line in top.frame(document, 40) if "first token" in line)
+    assert line.split("first token")[1].strip().startswith(words)
+
+
 @pytest.mark.parametrize(
     ("values", "room", "bars"),
     [([0, 1, 2, None, 8], 10, "▁▁▂ █"), ([1, 2, 3], 2, "▅█"), ([0, 0], 5, "▁▁"), ([None], 5, " "), ([1], 0, ""), ([], 5, "")],
