@@ -24,8 +24,14 @@ from ptolemy.trends import Trends
 from statuses import BOTH, CHAT, NOW, seen
 from values import gateway, server
 
-# Ctrl-C goes to the programs whose terminal it is.
-OWN_TERMINAL = "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+# Ctrl-C goes to the programs whose terminal it is, and is heard although whoever started the tests (nohup) may not listen to it.
+OWN_TERMINAL = """
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 def shown(**fields):
@@ -126,13 +132,15 @@ def test_in_a_terminal_it_goes_on_until_q_or_ctrl_c_and_puts_the_terminal_back(c
     try:
         before = termios.tcgetattr(its)
         with subprocess.Popen(argv, env=environment, stdin=its, stdout=its, stderr=its) as process:
-            text = read_until(ours, b"chat answers.")
-            assert text.startswith(b"\x1b[?1049h")
-            answering[1]["code"] = 503
-            read_until(ours, b"The status is not known since ")
-            os.write(ours, end)
-            read_until(ours, b"\x1b[?25h\x1b[?1049l")
-            assert process.wait(10) == 0
+            try:
+                assert read_until(ours, b"chat answers.").startswith(b"\x1b[?1049h")
+                answering[1]["code"] = 503
+                read_until(ours, b"The status is not known since ")
+                os.write(ours, end)
+                read_until(ours, b"\x1b[?25h\x1b[?1049l")
+                assert process.wait(10) == 0
+            finally:
+                process.kill()
         assert termios.tcgetattr(its) == before
     finally:
         os.close(ours)
