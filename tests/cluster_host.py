@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -154,6 +156,35 @@ class Cluster:
         now = time.monotonic()
         waiting = ", ".join(f"{number} for {now - since:.0f} s" for number, since in sorted(load.pending.items()))
         assert not thread.is_alive(), f"unanswered after 300 s: requests {waiting}; so far: {load.result}"
+
+
+class Played(NamedTuple):
+    """How a playbook ended."""
+
+    status: int
+    shown: str
+
+    @property
+    def changed(self) -> int:
+        """How many tasks changed something, of all hosts."""
+        return sum(map(int, re.findall(r" changed=(\d+)", self.shown)))
+
+
+def try_playbook(name: str, **extra: object) -> Played:
+    """Run a playbook on the lab as an administrator would, with extra variables."""
+    done = subprocess.run(
+        ["ansible-playbook", "--inventory", str(ROOT / "inventory/lab"), f"playbooks/{name}.yml", "--extra-vars", json.dumps(extra)],
+        cwd=ROOT, env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+        capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    return Played(done.returncode, done.stdout + done.stderr)
+
+
+def playbook(name: str, **extra: object) -> Played:
+    """Run a playbook that must succeed."""
+    played = try_playbook(name, **extra)
+    assert played.status == 0, played.shown
+    return played
 
 
 def podman(*arguments: str) -> None:

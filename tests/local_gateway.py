@@ -74,6 +74,7 @@ class Gateway:
             "haproxy_bufsize": 262144,
             "haproxy_tls_certificate": "",
             "haproxy_status_page": True,
+            "haproxy_user_header": "X-OpenWebUI-User-Id",
             **settings,
         }
 
