@@ -74,16 +74,19 @@ def headline(services: Sequence[Row], stale: bool) -> dict[str, str]:
     """One sentence on how things are, and its level: ``good``, ``busy``, ``bad`` or ``unknown``."""
     if stale:
         return {"level": "unknown", "text": "This is not up to date: Slurm or the gateway's HAProxy gives ptolemyd no answer."}
-    awake = [row for row in services if row["state"] != OFF]
+    awake = [row for row in services if row["state"] not in (OFF, ASLEEP)]
+    asleep = sum(row["state"] == ASLEEP for row in services)
     if not awake:
-        return {"level": "good", "text": "No service is switched on."}
+        return {"level": "good", "text": "All services sleep until somebody asks." if asleep else "No service is switched on."}
     missing = [row for row in awake if row["state"] in (STARTING, FAILING)]
     if missing:
         count = len(awake) - len(missing)
         first = f"{missing[0]['service']}: {missing[0]['sentence']}"
         level = "bad" if any(row["state"] == FAILING for row in missing) else "busy"
         return {"level": level, "text": first if len(awake) == 1 else f"{count} of {len(awake)} services answer. {first}"}
-    text = f"{awake[0]['service']} answers" if len(awake) == 1 else f"All {len(awake)} services answer"
+    text = f"{awake[0]['service']} answers" if len(awake) == 1 else f"{'' if asleep else 'All '}{len(awake)} services answer"
+    if asleep:
+        text += f", {asleep} {'sleeps' if asleep == 1 else 'sleep'} until somebody asks"
     waits = [(row["tiers"]["interactive"]["expected_wait"] or 0.0, row["service"]) for row in awake if "interactive" in row["tiers"]]
     longest, name = max(waits, default=(0.0, ""))
     if longest >= BUSY:

@@ -44,7 +44,8 @@ def test_the_page_is_served_and_its_replicas_are_those_of_slurm(cluster):
     status, page = fetch(cluster, "/status")
     assert status == 200 and "<title>Ptolemy: status</title>" in page
     document = shown(cluster)
-    assert document["headline"]["text"] == "All 4 services answer."
+    asleep = sum(it["state"] == "asleep" for it in document["services"])
+    assert document["headline"]["text"].startswith(f"{'' if asleep else 'All '}{len(document['services']) - asleep} services answer")
     assert on_page(document) == in_slurm(cluster)
     used = [(row["node"], gpu) for it in document["services"] for row in it["replicas"] for gpu in row["gpus"]]
     assert len(used) == len(set(used)) == len(in_slurm(cluster)), "each replica has a GPU of its own"
@@ -126,5 +127,5 @@ def test_while_ptolemyd_is_away_the_status_is_unknown_and_chats_go_on(cluster):
 @pytest.mark.parametrize("user", ["root", "nobody"])
 def test_top_shows_the_same_in_a_terminal(cluster, user):
     text = cluster.run("head", "ptolemy", "top", "--once", user=user)
-    assert text.startswith("● All 4 services answer.\n")
+    assert " services answer" in text.splitlines()[0]
     assert sum(" ready on n" in line for line in text.splitlines()) == len(in_slurm(cluster))

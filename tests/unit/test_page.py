@@ -62,7 +62,7 @@ def test_a_sleeping_service_is_nothing_to_worry_about():
     trends.took["chat"] = 25
     whole, chat = shown(of=asleep, trends=trends)
     assert (chat["state"], chat["sentence"]) == ("asleep", "asleep; the first request wakes it in about 25 s.")
-    assert whole["headline"]["level"] == "good"
+    assert whole["headline"] == {"level": "good", "text": "All services sleep until somebody asks."}
     assert shown(of=service(size=0))[0]["headline"]["text"] == "No service is switched on."
 
 
@@ -87,6 +87,17 @@ def test_the_replacement_of_replicas_is_a_step_too():
     _, chat = shown(jobs, BOTH[1])
     assert chat["rollout"]["step"] == "replacing replicas: 1 of 2 have the new revision"
     assert [replica["old"] for replica in chat["replicas"]] == [False, True]
+
+
+def test_the_headline_counts_those_that_answer_and_those_that_sleep():
+    def told(*states):
+        rows = [{"service": f"s{number}", "state": state, "sentence": "x.", "tiers": {}} for number, state in enumerate(states)]
+        return page.headline(rows, stale=False)["text"]
+
+    assert told("ready", "rolling out") == "All 2 services answer; s1: a rollout is going on."
+    assert told("ready", "ready", "asleep", "off") == "2 services answer, 1 sleeps until somebody asks."
+    assert told("ready", "asleep", "asleep") == "s0 answers, 2 sleep until somebody asks."
+    assert told("ready", "starting", "asleep") == "1 of 2 services answer. s1: x."
 
 
 def test_a_long_wait_stands_in_the_headline():
