@@ -81,6 +81,10 @@ test-protections: bootstrap ## whether each of the gateway's protections has a t
 test-molecule: bootstrap ## site.yml on bare hosts of Debian 13 and 12, then the cluster's tests (SCENARIOS=default for one)
 	@$(AS_ROOT) lab/molecule $(SCENARIOS)
 
+.PHONY: test-browser
+test-browser: bootstrap ## the status page in a real browser against the lab that is up (needs chromium)
+	@$(AS_ROOT) lab/verify tests/browser
+
 .PHONY: lock
 lock: ## every requirements' .in and the client's, with hashes for every platform (needs uv)
 	@lock() { uv pip compile --quiet --universal --generate-hashes --upgrade --python-version "$$@"; } && \

@@ -160,7 +160,7 @@ def rendered() -> Iterator[dict[str, Gateway]]:
 
 def make_variants(base: Path) -> dict[str, Gateway]:
     """The role's files in variants: as by default; with a short wait for a first server, and another header for a user's name; with short
-    times and TLS; for few connections."""
+    times and TLS; for few connections and without the status page."""
     for name in ("default", "brief", "short", "small"):
         (base / name).mkdir()
     short = {f"haproxy_{name}_timeout": value for name, value in (("server", "1s"), ("request", "1s"), ("queue", "2s"))}
@@ -168,7 +168,7 @@ def make_variants(base: Path) -> dict[str, Gateway]:
         "default": Gateway("default", base / "default"),
         "brief": Gateway("brief", base / "brief", haproxy_hold_seconds=2, haproxy_user_header="X-Remote-User"),
         "short": Gateway("short", base / "short", haproxy_tls_certificate="self-signed", **short),
-        "small": Gateway("small", base / "small", haproxy_maxconn=30),
+        "small": Gateway("small", base / "small", haproxy_maxconn=30, haproxy_status_page=False),
     }
     render(base, list(gateways.values()))
     return gateways
