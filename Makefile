@@ -21,7 +21,7 @@ MODULES := $(basename $(notdir $(wildcard library/*.py)))
 .PHONY: help
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "Variables: LAB_PORT (8080), LAB_SUITE (trixie|bookworm), LAB_MIRROR, LAB_BASE_IMAGE, LAB_LLAMA_SDIST, PTOLEMY_CACHE, SCENARIOS"
+	@echo "Variables: LAB_PORT (8080), LAB_SUITE (trixie|bookworm), LAB_OPENWEBUI (yes), LAB_MIRROR, LAB_BASE_IMAGE, LAB_LLAMA_SDIST, PTOLEMY_CACHE, SCENARIOS"
 
 .PHONY: bootstrap
 bootstrap: ## host packages and .venv
@@ -86,8 +86,12 @@ test-browser: bootstrap ## the status page in a real browser against the lab tha
 	@$(AS_ROOT) lab/verify tests/browser
 
 .PHONY: lock
-lock: ## every requirements' .in and the client's, with hashes for every platform (needs uv)
+lock: ## every requirements' .in and the client's, with hashes for every platform, and Open WebUI's for x86-64 (needs uv)
 	@lock() { uv pip compile --quiet --universal --generate-hashes --upgrade --python-version "$$@"; } && \
 	for name in lab/requirements lab/clients demo/requirements; do lock 3.11 -o $$name.txt $$name.in; done && \
 	lock 3.9 --extra build -o client/requirements.txt client/pyproject.toml && \
-	lock 3.9 --extra build --extra test -o client/requirements-test.txt client/pyproject.toml
+	lock 3.9 --extra build --extra test -o client/requirements-test.txt client/pyproject.toml && \
+	cd roles/openwebui/files && for python in 3.11 3.12; do \
+	  uv pip compile --quiet --generate-hashes --upgrade --python-version $$python --python-platform x86_64-manylinux_2_36 \
+	    --override left-out.txt -o requirements-$$python.txt requirements.in; \
+	done

@@ -11,6 +11,7 @@ import resource
 import shutil
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from settings import CHECKOUT, LABEL, OWNER_LABEL, Settings
 from steps import LabError, capture, say, succeeds
 
 # Static addresses: slurmctld caches those of its nodes, and a restarted container would come back with another.
-HOSTS = {"head": 10, "n1": 11, "n2": 12}
+HOSTS = {"head": 10, "n1": 11, "n2": 12, "web": 13}
 GATEWAY_HOST = "head"
 GATEWAY_PORT = 8080
 DEFAULT_PORT = 8080
+# With Open WebUI there is one more host, and the gateway answers people's browsers at one more port.
+OPENWEBUI_HOST = "web"
+OPENWEBUI_PORT = 8443
 
 
 @functools.cache
@@ -108,6 +112,25 @@ def addresses(subnet: ipaddress.IPv4Network) -> dict[str, str]:
     return {host: str(subnet[number]) for host, number in HOSTS.items()}
 
 
+def hosts(settings: Settings) -> list[str]:
+    """The hosts that this lab has."""
+    return [host for host in HOSTS if host != OPENWEBUI_HOST or settings.openwebui]
+
+
+def has_openwebui(settings: Settings) -> bool:
+    """Whether an earlier run has made its host."""
+    return inspect(container(settings, OPENWEBUI_HOST)) is not None
+
+
+def suite_of(settings: Settings, host: str) -> str:
+    """A host's Debian. Open WebUI needs Python 3.11 or 3.12, which Debian 13 does not have."""
+    return "bookworm" if host == OPENWEBUI_HOST else settings.suite
+
+
+def suites(settings: Settings) -> list[str]:
+    return sorted({suite_of(settings, host) for host in hosts(settings)})
+
+
 def container(settings: Settings, host: str) -> str:
     return f"{settings.prefix}-{host}"
 
@@ -138,9 +161,11 @@ def _check_port(port: int) -> None:
 
 def _run_arguments(settings: Settings, host: str, image: str, known: dict[str, str], port: int | None) -> list[str]:
     # One directory of packages a container, because apt locks it. The compilers' cache is where roles/llama_cpp has it.
-    debs = settings.cache / "apt" / settings.suite / container(settings, host)
-    ccache = settings.cache / "ccache" / settings.suite
-    for directory in (debs / "partial", ccache):
+    suite = suite_of(settings, host)
+    debs = settings.cache / "apt" / suite / container(settings, host)
+    ccache = settings.cache / "ccache" / suite
+    wheels = settings.cache / "openwebui"
+    for directory in (debs / "partial", ccache, wheels):
         directory.mkdir(parents=True, exist_ok=True)
     options = ["--name", container(settings, host), "--hostname", host, "--label", f"{LABEL}={settings.prefix}"]
     options += ["--label", f"{OWNER_LABEL}={CHECKOUT}"]
@@ -148,22 +173,27 @@ def _run_arguments(settings: Settings, host: str, image: str, known: dict[str, s
     for other, address in known.items():
         options += ["--add-host", f"{other}:{address}"]
     options += ["--volume", f"{debs}:/var/cache/apt/archives", "--volume", f"{ccache}:/var/cache/ptolemy/llama.cpp/ccache"]
+    if host == OPENWEBUI_HOST:
+        options += ["--volume", f"{wheels}:/var/cache/ptolemy/openwebui:ro"]
     if port is not None and host == GATEWAY_HOST:
         options += ["--publish", f"127.0.0.1:{port}:{GATEWAY_PORT}"]
+        if settings.openwebui:
+            options += ["--publish", f"127.0.0.1:{OPENWEBUI_PORT}:{OPENWEBUI_PORT}"]
     # Privileged: systemd wants its cgroups, slurmd makes device cgroups, tmpfiles.d makes the fake GPUs.
     return podman("run", "--detach", *options, *ulimits(), "--systemd=always", "--privileged", image)
 
 
-def containers_up(settings: Settings, image: str, port: int | None) -> dict[str, str]:
+def containers_up(settings: Settings, images: Mapping[str, str], port: int | None) -> dict[str, str]:
     """Make the hosts that are missing, start those that stand still, leave the rest alone. Returns their addresses."""
     _check_owner(settings)
-    existing = {host: inspect(container(settings, host)) for host in HOSTS}
+    existing = {host: inspect(container(settings, host)) for host in hosts(settings)}
     gateway = existing[GATEWAY_HOST]
     if port is not None and not (gateway and gateway["State"]["Running"]):
-        _check_port(port)
+        for wanted in (port, OPENWEBUI_PORT) if settings.openwebui else (port,):
+            _check_port(wanted)
     known = addresses(ensure_network(settings))
     for host, found in existing.items():
-        name = container(settings, host)
+        name, image = container(settings, host), images[suite_of(settings, host)]
         if found is None:
             capture(_run_arguments(settings, host, image, known, port), timeout=180)
             say(f"{name}  {known[host]}  made")
@@ -175,9 +205,9 @@ def containers_up(settings: Settings, image: str, port: int | None) -> dict[str,
         if found is not None and found["ImageName"] != image:
             say(f"{name} was made from {found['ImageName']}, the recipe is now {image}: `make lab-down` renews it")
     _pin_bridge_address(settings)
-    for host in HOSTS:
+    for host in existing:
         _wait_for_systemd(container(settings, host))
-    return known
+    return {host: known[host] for host in existing}
 
 
 def _pin_bridge_address(settings: Settings) -> None:

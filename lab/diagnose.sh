@@ -42,6 +42,10 @@ for row in csv.DictReader(io.StringIO(answer.decode().lstrip('# '))):
     print(*(row.get(name) or '-' for name in names))
 PYTHON"
 fi
+if podman container exists "$prefix-web"; then
+  on web 'failed units' 'systemctl list-units --failed --no-legend --plain'
+  on web 'journal of Open WebUI and PostgreSQL' 'journalctl --no-pager -o short-precise -n 100 -u "openwebui*" -u "postgresql*"'
+fi
 for host in n1 n2; do
   podman container exists "$prefix-$host" || continue
   on "$host" 'job logs' 'ls -t /var/log/ptolemy/*.log 2>/dev/null | head -n 3 | xargs -r tail -n 30'

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import fcntl
 import os
 import shutil
@@ -24,14 +25,24 @@ INVENTORY = CHECKOUT / "inventory" / "lab"
 API_KEY_FILE = "api_key"
 
 
-def prepare(settings: Settings, steps: Steps) -> str:
-    """Everything that is made once and cached. Returns the image's name."""
+def prepare(settings: Settings, steps: Steps) -> dict[str, str]:
+    """Everything that is made once and cached. Returns the images' names by Debian release."""
     with cache_lock(settings):
-        steps.begin(f"host image, Debian {settings.suite}")
-        image = images.ensure_image(settings)
+        found = {}
+        for suite in containers.suites(settings):
+            steps.begin(f"host image, Debian {suite}")
+            found[suite] = images.ensure_image(dataclasses.replace(settings, suite=suite))
         steps.begin("llama.cpp source")
         sources.ensure_sdist(settings)
-    return image
+        if settings.openwebui:
+            steps.begin("Open WebUI's wheels")
+            sources.ensure_wheelhouse(settings)
+    return found
+
+
+def count_of_steps(settings: Settings, others: int) -> int:
+    """What `prepare` does, and others."""
+    return others + len(containers.suites(settings)) + 1 + settings.openwebui
 
 
 @contextlib.contextmanager
@@ -50,10 +61,10 @@ def cache_lock(settings: Settings) -> Iterator[None]:
 def cmd_containers_up(settings: Settings, arguments: argparse.Namespace) -> None:
     """Hosts only, with what they need in the cache: what molecule's create asks for."""
     containers.check_host()
-    steps = Steps(3)
-    image = prepare(settings, steps)
+    steps = Steps(count_of_steps(settings, 1))
+    found = prepare(settings, steps)
     steps.begin(f"containers {settings.prefix}-*")
-    containers.containers_up(settings, image, arguments.port)
+    containers.containers_up(settings, found, arguments.port)
 
 
 def cmd_containers_down(settings: Settings, _arguments: argparse.Namespace) -> None:
@@ -72,10 +83,12 @@ def cmd_up(settings: Settings, arguments: argparse.Namespace) -> None:
     if port is not None and arguments.port not in (None, port):
         raise LabError(f"the lab publishes port {port}; to move it to {arguments.port}: make lab-down first")
     port = port or arguments.port or containers.DEFAULT_PORT
-    steps = Steps(5)
-    image = prepare(settings, steps)
+    # A lab that has Open WebUI keeps it.
+    settings = dataclasses.replace(settings, openwebui=settings.openwebui or containers.has_openwebui(settings))
+    steps = Steps(count_of_steps(settings, 3))
+    found = prepare(settings, steps)
     steps.begin("containers")
-    known = containers.containers_up(settings, image, port)
+    known = containers.containers_up(settings, found, port)
     steps.begin("site.yml with inventory/lab")
     playbook(settings, "site.yml", arguments.ansible_arguments)
     steps.begin("a chat through the gateway")
@@ -138,11 +151,17 @@ def smoke(environment: dict[str, str]) -> None:
 def summary(settings: Settings, known: dict[str, str], environment: dict[str, str]) -> str:
     head = containers.container(settings, "head")
     hosts = ", ".join(f"{host} {address}" for host, address in known.items())
+    people = (
+        f"\n  people   http://127.0.0.1:{containers.OPENWEBUI_PORT}   {settings_module.ADMIN_EMAIL}, "
+        f"password in {os.path.relpath(settings.state / 'openwebui_admin_password')}"
+        if settings.openwebui
+        else ""
+    )
     return f"""
 The lab is up after {elapsed()}.
   gateway  {environment["OPENAI_BASE_URL"]}
   key      {environment["OPENAI_API_KEY"]}
-  hosts    {hosts}
+  hosts    {hosts}{people}
 Try next:
   . {os.path.relpath(settings.state / "env")}     then any OpenAI client works, for instance
   curl -H "Authorization: Bearer $OPENAI_API_KEY" $OPENAI_BASE_URL/models

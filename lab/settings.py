@@ -14,6 +14,8 @@ DEFAULT_PREFIX = "ptolemy-lab"
 SUITES = ("trixie", "bookworm")
 # Every container, network and image of the lab carries this label, so that nothing else is ever removed.
 LABEL = "io.ptolemy.lab"
+# Open WebUI's administrator, as in inventory/lab.
+ADMIN_EMAIL = "admin@example.org"
 # The checkout that made a container: another one must not take it for its own.
 OWNER_LABEL = "io.ptolemy.checkout"
 
@@ -29,6 +31,8 @@ class Settings:
     mirror: str
     base_image: str
     sdist: str
+    # One more host, with Open WebUI.
+    openwebui: bool = False
     # Hosts with this prefix that another checkout made may be removed: whoever says so knows that its run has ended.
     take_over: bool = False
 
@@ -43,6 +47,7 @@ class Settings:
             "LAB_PREFIX": self.prefix,
             "LAB_SUITE": self.suite,
             "LAB_STATE_DIR": str(self.state),
+            "LAB_OPENWEBUI": "yes" if self.openwebui else "",
             "PTOLEMY_CACHE": str(self.cache),
         }
 
@@ -69,5 +74,6 @@ def load(prefix: str | None, suite: str | None) -> Settings:
         mirror=os.environ.get("LAB_MIRROR") or "",
         base_image=os.environ.get("LAB_BASE_IMAGE") or "",
         sdist=os.environ.get("LAB_LLAMA_SDIST") or "",
+        openwebui=os.environ.get("LAB_OPENWEBUI") == "yes",
         take_over=os.environ.get("LAB_TAKE_OVER") == "yes",
     )

@@ -1,8 +1,9 @@
-"""What the lab's hosts are made to serve: llama.cpp's source, cached. The model lies in demo/release."""
+"""What the lab's hosts are made to serve: llama.cpp's source and Open WebUI's wheels, cached. The model lies in demo/release."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ NAME = "llama-cpp-python"
 VERSION = "0.3.36"
 SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 FILE = f"llama_cpp_python-{VERSION}.tar.gz"
+# Open WebUI's host is a Debian 12.
+OPENWEBUI_PYTHON, OPENWEBUI_GLIBC = "3.11", 36
 BACKEND = CHECKOUT / "lab" / "sdist_backend"
 
 
@@ -65,3 +68,36 @@ def _download(settings: Settings, into: Path) -> None:
         timeout=1800,
         env={"PYTHONPATH": str(BACKEND), "LAB_SDIST_NAME": NAME, "LAB_SDIST_VERSION": VERSION},
     )
+
+
+def ensure_wheelhouse(settings: Settings) -> Path:
+    """The wheels of Open WebUI's lock for the Python of its host, in the cache by the lock's hash.
+
+    They are fetched for that Python and not with it, so that any interpreter here will do: the lock has no conditions.
+    """
+    lock = CHECKOUT / "roles" / "openwebui" / "files" / f"requirements-{OPENWEBUI_PYTHON}.txt"
+    target = settings.cache / "openwebui" / _sha256(lock)[:12]
+    if target.exists():
+        say(f"{target} is there")
+        return target
+    incoming = target.with_suffix(".part")
+    shutil.rmtree(incoming, ignore_errors=True)
+    incoming.mkdir(parents=True)
+    say("downloading Open WebUI and what it needs (420 MB)")
+    digits = OPENWEBUI_PYTHON.replace(".", "")
+    tags = [f"manylinux_2_{minor}_{os.uname().machine}" for minor in range(OPENWEBUI_GLIBC, 4, -1)]
+    old = [f"{name}_{os.uname().machine}" for name in ("manylinux2014", "manylinux2010", "manylinux1", "linux")]
+    logged(
+        [
+            *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", str(incoming)),
+            *("--require-hashes", "--requirement", str(lock), "--progress-bar", "off"),
+            *("--implementation", "cp", "--python-version", OPENWEBUI_PYTHON),
+            *(option for abi in (f"cp{digits}", "abi3", "none") for option in ("--abi", abi)),
+            *(option for tag in tags + old for option in ("--platform", tag)),
+        ],
+        settings.log_dir / "openwebui-wheels.log",
+        timeout=1800,
+    )
+    incoming.rename(target)
+    say(f"{target}  {len(list(target.iterdir()))} wheels")
+    return target

@@ -170,19 +170,19 @@ class Played(NamedTuple):
         return sum(map(int, re.findall(r" changed=(\d+)", self.shown)))
 
 
-def try_playbook(name: str, **extra: object) -> Played:
-    """Run a playbook on the lab as an administrator would, with extra variables."""
+def try_playbook(name: str, *options: str, **extra: object) -> Played:
+    """Run a playbook on the lab as an administrator would, with options and extra variables."""
     done = subprocess.run(
-        ["ansible-playbook", "--inventory", str(ROOT / "inventory/lab"), f"playbooks/{name}.yml", "--extra-vars", json.dumps(extra)],
+        ["ansible-playbook", *options, "-i", str(ROOT / "inventory/lab"), f"playbooks/{name}.yml", "--extra-vars", json.dumps(extra)],
         cwd=ROOT, env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
         capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
     return Played(done.returncode, done.stdout + done.stderr)
 
 
-def playbook(name: str, **extra: object) -> Played:
+def playbook(name: str, *options: str, **extra: object) -> Played:
     """Run a playbook that must succeed."""
-    played = try_playbook(name, **extra)
+    played = try_playbook(name, *options, **extra)
     assert played.status == 0, played.shown
     return played
 

@@ -48,6 +48,7 @@ class Gateway:
     def __init__(self, name: str, directory: Path, **settings: object) -> None:
         self.directory = directory
         self.port, self.stats_port, self.status_port = free_port(), free_port(), free_port()
+        self.openwebui_port, self.openwebui_server_port = free_port(), free_port()
         self.log_socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.log_socket.bind(("127.0.0.1", 0))
         self.log_socket.setblocking(False)
@@ -75,6 +76,10 @@ class Gateway:
             "haproxy_tls_certificate": "",
             "haproxy_status_page": True,
             "haproxy_user_header": "X-OpenWebUI-User-Id",
+            "haproxy_openwebui_server": f"127.0.0.1:{self.openwebui_server_port}",
+            "haproxy_openwebui_port": self.openwebui_port,
+            "haproxy_openwebui_hostname": "chat.test",
+            "haproxy_openwebui_wrong_logins": 3,
             **settings,
         }
 
