@@ -103,6 +103,15 @@ def test_what_a_browser_says_of_its_own_address_is_replaced(browse: Any) -> None
     assert (headers["x-forwarded-for"], headers["x-forwarded-proto"]) == ("127.0.0.1", "http")
 
 
+def test_while_it_is_away_people_are_told_so_in_words(gateway: Any) -> None:
+    async def scenario() -> tuple[int, str]:
+        page = f"http://127.0.0.1:{gateway.openwebui_port}/"
+        async with aiohttp.ClientSession(headers={"Host": "chat.test"}) as browser, browser.get(page) as answer:
+            return answer.status, await answer.text()
+
+    assert asyncio.run(scenario()) == (503, "The chat is starting, or being updated: try again in a minute.")
+
+
 def test_a_websocket_passes(browse: Any) -> None:
     async def steps(browser: Any, _: Any) -> Any:
         async with browser.ws_connect("/ws/socket.io/") as socket:

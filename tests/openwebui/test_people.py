@@ -49,10 +49,10 @@ def search_engine(cluster, marker: str) -> Iterator[None]:
 
 
 def requests_of(cluster, person: str) -> list[dict]:
-    """What the gateway has logged of a person's requests."""
+    """What the gateway has logged of a person's chats."""
     lines = cluster.run("head", "journalctl", "-t", "haproxy", "-o", "cat", "-n", "400").splitlines()
     found = [json.loads(line[line.index("{") :]) for line in lines if '"user"' in line]
-    return [line for line in found if line["user"] == f"webui/{person}"]
+    return [line for line in found if line["user"] == f"webui/{person}" and line["path"] == "/v1/chat/completions"]
 
 
 def marker() -> str:
