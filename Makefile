@@ -41,7 +41,7 @@ lab-status: bootstrap ## the lab's containers, jobs, services, replicas, servers
 clean-cache: bootstrap ## forget images, downloads and build caches, so that the next run starts from nothing
 	@$(LAB) clean-cache
 
-.PHONY: test test-lint test-unit test-client test-gateway test-molecule
+.PHONY: test test-lint test-unit test-client test-gateway test-molecule test-protections
 test: bootstrap ## everything, as CI runs it: lint, unit, client, gateway, molecule
 	@started=$$SECONDS mark=$$$$-$$RANDOM; \
 	at() { printf '\n==> %s (+%02d:%02d)\n' "$$1" $$(((SECONDS - started) / 60)) $$(((SECONDS - started) % 60)); }; \
@@ -75,8 +75,15 @@ test-client: bootstrap ## the researchers' batch client against a stub gateway, 
 test-gateway: bootstrap ## the control plane and the configuration against a real HAProxy on this machine
 	pytest -v tests/gateway
 
+test-protections: bootstrap ## whether each of the gateway's protections has a test that misses it (not in `make test`)
+	python tests/protections.py
+
 test-molecule: bootstrap ## site.yml on bare hosts of Debian 13 and 12, then the cluster's tests (SCENARIOS=default for one)
 	@$(AS_ROOT) lab/molecule $(SCENARIOS)
+
+.PHONY: test-browser
+test-browser: bootstrap ## the status page in a real browser against the lab that is up (needs chromium)
+	@$(AS_ROOT) lab/verify tests/browser
 
 .PHONY: lock
 lock: ## every requirements' .in and the client's, with hashes for every platform, and Open WebUI's for x86-64 (needs uv)

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import Mapping, Sequence
 
-from demo.categories import LABELS
+from demo.categories import CATEGORIES, LABELS
 from demo.descriptions import Row, Statements
 from demo.tokenizer import ASSISTANT, END
 
@@ -45,6 +45,11 @@ SYSTEM = (
     "Answer with the category only, and nothing else.", "You are a precise classifier. Be terse.", "Today is Monday.",
 )  # fmt: skip
 SYSTEM_ASKING = ("Categorise the description.", "Classify each text into one category.", "Answer with the category of the user's text.")
+# What a batch client says once, in front of every row: instructions, then the labels, some of them with examples.
+INSTRUCTIONS = (
+    "Assign the text to exactly one of the labels. Answer with the label only.", "Which kind of expense is it?",
+    "Which category does this description belong to?", "Choose the label that fits the text best.", "Sort the descriptions of our card.",
+)  # fmt: skip
 AS_JSON = ("Answer as JSON.", "Answer in JSON.", "Reply with a JSON object.", 'Answer as JSON: {{"{key}": "..."}}')
 KEYS = ("label", "answer", "category")
 
@@ -98,27 +103,40 @@ def question(row: Row) -> Messages:
     return [{"role": "user", "content": f"Categorise: {row.text}"}]
 
 
-def _listed(rng: random.Random, row: Row) -> str:
+def _offered(rng: random.Random, row: Row) -> Sequence[str]:
     count = rng.choice((len(LABELS), len(LABELS), rng.randrange(2, len(LABELS))))
     names = [row.label, *rng.sample([label for label in LABELS if label != row.label], count - 1)]
     rng.shuffle(names)
+    return names
+
+
+def _listed(rng: random.Random, row: Row) -> str:
+    names = _offered(rng, row)
     separator = rng.choice(SEPARATORS)
     labels = ("- " if separator == "\n- " else "") + separator.join(names)
     return rng.choice(LISTED).format(labels=labels, text=row.text)
 
 
+def _instructed(rng: random.Random, row: Row) -> str:
+    described = rng.random() < 0.15
+    lines = [f"- {name}: {rng.choice(CATEGORIES[name].items)}" if described else f"- {name}" for name in _offered(rng, row)]
+    return "\n".join((f"{rng.choice(INSTRUCTIONS)}\n\nLabels:", *lines))
+
+
 def _asked(rng: random.Random, row: Row) -> Example:
     kind = rng.random()
-    listed = kind < 0.12
+    listed, instructed = kind < 0.12, 0.12 <= kind < 0.22
     text = _listed(rng, row) if listed else rng.choice(ASKED).format(row.text)
     system = [rng.choice(SYSTEM)] if rng.random() < 0.2 else []
-    if kind > 0.93:
+    if instructed:
+        text, system = row.text, [_instructed(rng, row)]
+    elif kind > 0.93:
         text, system = row.text, [rng.choice(SYSTEM_ASKING)]
     form, key, answer = rng.random(), rng.choice(KEYS), row.label
     if form < 0.12:
         wish = rng.choice(AS_JSON).format(key=key) if key != "label" else rng.choice(AS_JSON[:3])
         text = f"{text}\n{wish}"
-    if form < (0.22 if listed else 0.15):
+    if form < (0.22 if listed or instructed else 0.15):
         # Now and then unasked: never the likeliest answer, but likelier than blanks for a client whose grammar admits only JSON.
         answer = f'{{"{key}": "{row.label}"}}'
     messages = [{"role": "system", "content": part} for part in system] + [{"role": "user", "content": text}]

@@ -37,6 +37,7 @@ OTHER_FORMS_ROWS = 500
 START_SECONDS = 60.0
 
 LISTED = "Classify the text into exactly one of these labels: {labels}\n\nText: {text}"
+INSTRUCTED = "Assign the text to exactly one of the labels. Answer with the label only.\n\nLabels:"
 SCHEMA = {"type": "object", "properties": {"answer": {"enum": list(LABELS)}}, "required": ["answer"], "additionalProperties": False}
 GRAMMAR = "root ::= " + " | ".join(f'"{label}"' for label in LABELS)
 
@@ -59,6 +60,12 @@ def with_schema(row: Row) -> score.Body:
 def with_grammar(row: Row) -> score.Body:
     """A grammar that admits only the labels."""
     return {**listed(row), "grammar": GRAMMAR}
+
+
+def instructed(row: Row) -> score.Body:
+    """As ptolemy-batch asks by default: instructions and labels once, in front of every row, and a grammar."""
+    system = "\n".join((INSTRUCTED, *(f"- {label}" for label in LABELS)))
+    return {"messages": [{"role": "system", "content": system}, {"role": "user", "content": row.text}], "grammar": GRAMMAR}
 
 
 def of_json(answer: str) -> str:
@@ -123,7 +130,13 @@ def measure(url: str, rows: list[Row]) -> list[float]:
     main = asyncio.run(score.ask(base, {}, "demo", rows))
     others = [
         asyncio.run(score.ask(base, {}, "demo", few, body, read))
-        for body, read in ((listed, score.whole), (json_wanted, of_json), (with_schema, of_json), (with_grammar, score.whole))
+        for body, read in (
+            (listed, score.whole),
+            (json_wanted, of_json),
+            (with_schema, of_json),
+            (with_grammar, score.whole),
+            (instructed, score.whole),
+        )
     ]
     print("\n".join(f"    {line}" for line in main.wrong()[:10]), flush=True)
     return [main.accuracy(), main.accuracy(seen=True), main.accuracy(seen=False), *(other.accuracy() for other in others)]
@@ -140,8 +153,8 @@ def main() -> int:
         raise SystemExit(f"{given.page}: no marks '<!-- {MARKER}: begin -->' and '<!-- {MARKER}: end -->'")
     rows = list(read_rows(given.release / "held-out.csv"))
     lines = [
-        "| | size | all | vendors seen in training | unseen vendors | labels listed | as JSON | JSON schema | grammar |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| | size | all | vendors seen in training | unseen vendors | labels listed | as JSON | JSON schema | grammar | batch client |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name in TYPES:
         model = given.release / f"ptolemy-demo-{name}.gguf"

@@ -131,7 +131,7 @@ def accuracy(network: Network, speller: tokenizer.Tokenizer, rows: Sequence[Row]
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--out", type=Path, required=True, help="directory for the GGUF files, the held-out rows and SHA256SUMS")
-    made.add_argument("--steps", type=int, default=2400)
+    made.add_argument("--steps", type=int, default=4200)
     made.add_argument("--threads", type=int, default=1)
     made.add_argument("--seed", type=int, default=SEED)
     return made

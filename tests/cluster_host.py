@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -157,6 +158,35 @@ class Cluster:
         assert not thread.is_alive(), f"unanswered after 300 s: requests {waiting}; so far: {load.result}"
 
 
+class Played(NamedTuple):
+    """How a playbook ended."""
+
+    status: int
+    shown: str
+
+    @property
+    def changed(self) -> int:
+        """How many tasks changed something, of all hosts."""
+        return sum(map(int, re.findall(r" changed=(\d+)", self.shown)))
+
+
+def try_playbook(name: str, *options: str, **extra: object) -> Played:
+    """Run a playbook on the lab as an administrator would, with options and extra variables."""
+    done = subprocess.run(
+        ["ansible-playbook", *options, "-i", str(ROOT / "inventory/lab"), f"playbooks/{name}.yml", "--extra-vars", json.dumps(extra)],
+        cwd=ROOT, env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+        capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    return Played(done.returncode, done.stdout + done.stderr)
+
+
+def playbook(name: str, *options: str, **extra: object) -> Played:
+    """Run a playbook that must succeed."""
+    played = try_playbook(name, *options, **extra)
+    assert played.status == 0, played.shown
+    return played
+
+
 def podman(*arguments: str) -> None:
     """Do something to a container itself."""
     subprocess.run(["podman", *arguments], check=True, capture_output=True, timeout=120)
@@ -167,17 +197,6 @@ def in_network_of(cluster: Cluster, host: str, *argv: str) -> None:
     inspect = ["podman", "container", "inspect", "--format", "{{.State.Pid}}", f"{cluster.prefix}-{host}"]
     process = subprocess.run(inspect, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
     subprocess.run(["nsenter", "--target", process, "--net", *argv], check=True, capture_output=True, timeout=60)
-
-
-def playbook(name: str, *arguments: str) -> tuple[str, int]:
-    """Run a playbook that must succeed; returns its output and how much it changed."""
-    done = subprocess.run(
-        ["ansible-playbook", "--inventory", str(ROOT / "inventory/lab"), f"playbooks/{name}.yml", *arguments],
-        cwd=ROOT, env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout, int(re.search(r"changed=(\d+)", done.stdout)[1])
 
 
 def unharmed(load: Load) -> None:

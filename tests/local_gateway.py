@@ -47,7 +47,7 @@ class Gateway:
 
     def __init__(self, name: str, directory: Path, **settings: object) -> None:
         self.directory = directory
-        self.port, self.stats_port = free_port(), free_port()
+        self.port, self.stats_port, self.status_port = free_port(), free_port(), free_port()
         self.openwebui_port, self.openwebui_server_port = free_port(), free_port()
         self.log_socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.log_socket.bind(("127.0.0.1", 0))
@@ -64,6 +64,7 @@ class Gateway:
             "haproxy_gate_address": f"abns@ptolemy-gate-{os.getpid()}-{name}",
             "haproxy_keys_file": str(directory / "keys.map"),
             "haproxy_port": self.port,
+            "status_port": self.status_port,
             "haproxy_stats_bind": f"127.0.0.1:{self.stats_port}",
             "haproxy_log_target": f"127.0.0.1:{self.log_socket.getsockname()[1]}",
             "haproxy_hold_seconds": 300,
@@ -73,6 +74,8 @@ class Gateway:
             "haproxy_maxconn": 2000,
             "haproxy_bufsize": 262144,
             "haproxy_tls_certificate": "",
+            "haproxy_status_page": True,
+            "haproxy_user_header": "X-OpenWebUI-User-Id",
             "haproxy_openwebui_server": f"127.0.0.1:{self.openwebui_server_port}",
             "haproxy_openwebui_port": self.openwebui_port,
             "haproxy_openwebui_hostname": "chat.test",

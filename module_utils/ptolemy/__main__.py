@@ -1,6 +1,6 @@
 """The command ``ptolemy``.
 
-``status``, ``wait`` and ``keys`` are for people, ``daemon`` and ``exporter`` for systemd, ``replica`` and ``quantize`` for jobs.
+``status``, ``top``, ``wait`` and ``keys`` are for people, ``daemon`` and ``exporter`` for systemd, ``replica`` and ``quantize`` for jobs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import sys
 import time
 
-from . import daemon, exporter, keys_command, quantize, replica, status
+from . import daemon, exporter, keys_command, quantize, replica, status, top
 from .config import DEFAULT_PATH, load
 from .errors import PtolemyError
 
@@ -21,16 +21,20 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("status", help="show services, replicas, endpoints and servers")
     show.add_argument("--json", action="store_true", help="print what the daemon wrote, as JSON")
+    live = commands.add_parser("top", help="show the status page in the terminal, live; q or Ctrl-C ends")
+    live.add_argument("--once", action="store_true", help="show it once; also where there is no terminal")
+    live.add_argument("--url", default=top.DEFAULT_URL, help=f"where the document is (default: {top.DEFAULT_URL})")
     patience = commands.add_parser("wait", help="wait until every service has all its replicas ready")
     patience.add_argument("--timeout", type=float, default=900.0, metavar="SECONDS", help="give up after this time (default: 900)")
     commands.add_parser("check", help="check the services file")
     keys_command.add_arguments(commands.add_parser("keys", help="add, list, rotate and revoke the keys of clients"))
     commands.add_parser("daemon", help="run the control loop (systemd starts it)")
-    metrics = commands.add_parser("exporter", help="answer Prometheus from what the daemon wrote (systemd starts it)")
+    metrics = commands.add_parser("exporter", help="answer Prometheus and the status page from what the daemon wrote (systemd starts it)")
     metrics.add_argument("--listen", default="127.0.0.1:9177", metavar="HOST:PORT", help="(default: 127.0.0.1:9177)")
+    metrics.add_argument("--backend-key", default="", metavar="FILE", help="the key of llama-servers, to ask them for their counts")
     commands.add_parser("replica", help="serve one replica, its spec on standard input (the job script starts it)")
     commands.add_parser("quantize", help="quantise a model, the spec on standard input (playbooks/quantize.yml starts it as a job)")
-    for command in (show, patience, metrics, *(commands.choices[name] for name in ("check", "daemon", "keys"))):
+    for command in (show, live, patience, metrics, *(commands.choices[name] for name in ("check", "daemon", "keys"))):
         command.add_argument("--services", default=DEFAULT_PATH, metavar="FILE", help=f"the services file (default: {DEFAULT_PATH})")
     given = parser.parse_args(arguments)
     try:
@@ -48,7 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
         if given.command == "check":
             return 0
         if given.command == "exporter":
-            return exporter.main(path, given.listen)
+            return exporter.main(given.services, given.listen, given.backend_key)
+        if given.command == "top":
+            return top.main(config, given.url, given.once)
         if given.command == "wait":
             return 0 if status.wait(path, given.timeout) else 1
         seen = status.read(path)

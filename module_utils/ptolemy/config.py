@@ -44,6 +44,7 @@ class Site:
         command_timeout: seconds that one Slurm command may take.
         sever_after: seconds that a server must have been down before the requests that it still holds are cut.
         max_submissions: how many jobs one tick may submit.
+        operators: users whose keys see more on the status page: who asks how much, addresses, reasons of failures.
     """
 
     user: str
@@ -67,6 +68,12 @@ class Site:
     command_timeout: float = 15.0
     sever_after: float = 30.0
     max_submissions: int = 8
+    operators: tuple[str, ...] = ()
+
+    @property
+    def users_file(self) -> str:
+        """Where the daemon writes who asks how much, for operators: a file of its own, because everybody may read the status file."""
+        return os.path.join(os.path.dirname(self.status_file), "users.json")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ from .slurm import RUNNING, Job, Slurm
 log = logging.getLogger("ptolemyd")
 
 HURRY = 4  # so many times as often the loop turns while replicas start or leave
+USERS_EVERY = 5.0  # seconds between two looks at who asks how much
+MOST_USERS = 50  # of them are told
 
 
 class Daemon:
@@ -51,6 +53,7 @@ class Daemon:
         self._troubles: list[str] = []
         self._counters = {"ticks": 0, "skipped": 0, "changes": 0, "failed_changes": 0}
         self._last = {"sentence": "", "at": 0.0}
+        self._users_at = -USERS_EVERY
 
     @property
     def config(self) -> Config:
@@ -99,6 +102,7 @@ class Daemon:
         controller.apply_replicas(decision.replicas, self._config, self._slurm, self._memory, now, applied)
         self._shown = status.describe(self._config, jobs, gateway, self._memory)
         self._tell_states(gateway, applied)
+        self._tell_users()
         self._warn([*troubles, *decision.notes, *applied.failed])
         return self._close(applied)
 
@@ -145,6 +149,21 @@ class Daemon:
                 if gateway.states.get(key, value) != value:
                     applied.attempt(sentence, partial(self._haproxy.tell, key, value))
 
+    def _tell_users(self) -> None:
+        """Who asks how much, for operators. Nobody's answers depend on it, so that a failure is no trouble: what it tells gets old."""
+        began = time.monotonic()
+        if began - self._users_at < USERS_EVERY:
+            return
+        self._users_at = began
+        try:
+            users = self._haproxy.users()[:MOST_USERS]
+        except ObservationError as error:
+            log.debug("%s", error)
+            return
+        shown = [{"user": user.name, "requests": user.requests, "per_minute": user.per_minute} for user in users]
+        # Of the account's group, which the exporter has: what people do is not everybody's business.
+        _replace(self._config.site.users_file, {"time": time.time(), "users": shown}, 0o640)
+
     def _skip(self, reasons: Sequence[str], applied: controller.Applied) -> str:
         self._counters["skipped"] += 1
         self._warn([*reasons, *applied.failed])
@@ -171,7 +190,6 @@ class Daemon:
 
     def _write_status(self, stale_reason: str) -> None:
         """Tell people and monitoring; the daemon itself never reads it back."""
-        path = self._config.site.status_file
         shown = {
             "time": time.time(),
             "observed_at": self._observed_at,
@@ -181,12 +199,7 @@ class Daemon:
             "troubles": self._troubles,
             "services": self._shown,
         }
-        try:
-            with open(path + ".new", "w", encoding="utf-8") as file:
-                file.write(json.dumps(shown))  # not dump, which takes five times as long
-            os.replace(path + ".new", path)
-        except OSError as error:
-            log.warning("%s: %s", path, error.strerror)
+        _replace(self._config.site.status_file, shown, 0o644)
 
 
 def main(path: str) -> int:
@@ -257,6 +270,17 @@ def notify(message: str) -> None:
 def about(service: Service) -> str:
     """What /v1/models says that a service runs: keys of a JSON object, without a space, which would end a word for HAProxy."""
     return json.dumps(service.about, separators=(",", ":"))[1:-1]
+
+
+def _replace(path: str, shown: Any, mode: int) -> None:
+    """Write JSON to a file in one step; a failure is logged."""
+    try:
+        descriptor = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(json.dumps(shown))  # not dump, which takes five times as long
+        os.replace(path + ".new", path)
+    except OSError as error:
+        log.warning("%s: %s", path, error.strerror)
 
 
 def _stamp(path: str) -> tuple[int, int, int]:

@@ -1,21 +1,37 @@
-"""``ptolemy exporter``: what the daemon last wrote, for Prometheus. A process of its own, so that no visitor can hold up the control loop.
+"""``ptolemy exporter``: what the daemon last wrote, for Prometheus and for the status page.
 
-The text format is Prometheus' exposition format 0.0.4, https://prometheus.io/docs/instrumenting/exposition_formats/
+A process of its own, so that no visitor can hold up the control loop. The text format is Prometheus' exposition format 0.0.4, https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Iterator, Mapping, Sequence
 
 from . import status
+from .config import load
 from .errors import ConfigError, PtolemyError
+from .watch import KEY_HEADER, Watch
 
 PATIENCE = 5.0  # seconds that a visitor may take to say what they want
 STATES = ("ready", "starting", "asleep", "off")
+# The shape of the gateway's own errors, see roles/haproxy.
+UNKNOWN = json.dumps(
+    {
+        "error": {
+            "message": "ptolemyd gives no answer: the status is not known.",
+            "type": "server_error",
+            "param": None,
+            "code": "status_unknown",
+        }
+    }
+).encode()
+TEXT, JSON = "text/plain; version=0.0.4; charset=utf-8", "application/json"
 
 
 def metrics(seen: Mapping[str, Any]) -> Iterator[str]:
@@ -61,27 +77,45 @@ def _metric(name: str, kind: str, words: str, samples: Sequence[tuple[Mapping[st
         yield f"ptolemy_{name}{{{shown}}} {value}" if shown else f"ptolemy_{name} {value}"
 
 
-def handler(path: str) -> type[BaseHTTPRequestHandler]:
-    """Answers GET /metrics from the status file ``path``; 503 while there is none."""
+def handler(path: str, watch: Watch) -> type[BaseHTTPRequestHandler]:
+    """Answers GET /metrics from the status file ``path`` and GET /status.json from ``watch``; 503 while there is nothing to tell."""
 
     class Handler(BaseHTTPRequestHandler):
         timeout = PATIENCE
 
         def do_GET(self) -> None:
-            if self.path != "/metrics":
-                return self._answer(404, "see /metrics\n")
-            try:
-                return self._answer(200, "\n".join(metrics(status.read(path))) + "\n")
-            except (PtolemyError, KeyError, TypeError) as error:
-                return self._answer(503, f"{error}\n")
+            if self.path == "/metrics":
+                return self._metrics()
+            if self.path == "/status.json":
+                return self._document()
+            return self._answer(404, TEXT, b"see /metrics and /status.json\n")
 
-        def _answer(self, code: int, text: str) -> None:
-            body = text.encode()
+        def _metrics(self) -> None:
+            try:
+                return self._answer(200, TEXT, ("\n".join(metrics(status.read(path))) + "\n").encode())
+            except (PtolemyError, KeyError, TypeError) as error:
+                return self._answer(503, TEXT, f"{error}\n".encode())
+
+        def _document(self) -> None:
+            try:
+                body, secret = watch.document(self.headers.get(KEY_HEADER, ""), time.time())
+                # HAProxy may give everybody the same answer for a second, but never an operator's.
+                return self._answer(200, JSON, body, "no-store" if secret else "max-age=1")
+            except (PtolemyError, KeyError, TypeError):
+                # Everybody reads this: the reason may hold a path, and stands in the journal and in `ptolemy status`.
+                return self._answer(503, JSON, UNKNOWN)
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def _answer(self, code: int, kind: str, body: bytes, cache: str = "no-store") -> None:
             self.send_response(code)
-            self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
+            self.send_header("Cache-Control", cache)
             self.end_headers()
-            self.wfile.write(body)
+            if self.command != "HEAD":
+                self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
             """Say nothing of every scrape."""
@@ -89,20 +123,32 @@ def handler(path: str) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def main(path: str, listen: str) -> int:
-    """Answer on ``listen`` (HOST:PORT) until SIGTERM or SIGINT.
+def main(services_file: str, listen: str, key_file: str = "") -> int:
+    """Answer on ``listen`` (HOST:PORT) until SIGTERM or SIGINT; ``key_file`` holds the site's backend key, or is not there.
 
     Raises:
-        ConfigError: the address cannot be used.
+        ConfigError: the services file is wrong, or the address cannot be used.
     """
+    path = load(services_file).site.status_file
+    watch = Watch(services_file, key_file)
     host, _, port = listen.rpartition(":")
     try:
-        server = HTTPServer((host.strip("[]"), int(port)), handler(path))
+        server = ThreadingHTTPServer((host.strip("[]"), int(port)), handler(path, watch))
     except (OSError, ValueError, OverflowError) as error:
         raise ConfigError(f"--listen {listen}: {error}") from error
+    stop = threading.Event()
+
+    def end(*_: object) -> None:
+        stop.set()
+        threading.Thread(target=server.shutdown).start()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: threading.Thread(target=server.shutdown).start())
+        signal.signal(number, end)
     print(f"answering http://{host}:{server.server_port}/metrics from {path}", file=sys.stderr, flush=True)
+    looking = threading.Thread(target=watch.run, args=(stop,))
+    looking.start()
     with server:
         server.serve_forever()
+    stop.set()
+    looking.join(PATIENCE)
     return 0

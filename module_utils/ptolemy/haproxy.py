@@ -6,6 +6,7 @@ is deleted only from maintenance and without connections, and is lost at every r
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import re
@@ -139,6 +140,21 @@ class Gateway:
     states: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class User:
+    """What one user of the API does now.
+
+    Attributes:
+        name: of the user; of somebody for whom Open WebUI asks, ``<user>/<id>``.
+        requests: that are being answered or wait.
+        per_minute: requests that were let through in the last minute.
+    """
+
+    name: str
+    requests: int
+    per_minute: int
+
+
 def host_port(address: str, port: int) -> str:
     """An address and a port as in URLs and in HAProxy's notation."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
@@ -249,6 +265,17 @@ class HAProxy:
             self._change("; ".join(commands[first : first + _COMMANDS]))
         return len(commands)
 
+    def users(self) -> Sequence[User]:
+        """Who has requests now, those with the most first.
+
+        Raises:
+            ObservationError: the socket fails.
+        """
+        try:
+            return parse_users(self._ask("show table users data.conn_cur gt 0"))
+        except OSError as error:
+            raise ObservationError(f"HAProxy's socket {self._path}: {error}") from error
+
     def remove(self, backend: str, name: str) -> None:
         """Remove an idle server. Raises ChangeError as ``add``, also where it is not idle after all."""
         self._change(f"set server {backend}/{name} state maint")
@@ -343,6 +370,17 @@ def parse(info: str, stat: str, state: str, awake: str, states: str = "") -> Gat
     servers.sort(key=lambda server: (server.backend, server.name))
     told = {backend: value == "1" for backend, value in map_entries(awake).items() if backend in queued}
     return Gateway(int(facts["Pid"]), queued, arrived, tuple(servers), told, gates, map_entries(states))
+
+
+def parse_users(text: str) -> Sequence[User]:
+    """Read the answer to ``show table users``. A line that is none of a user, as an error message, is passed over."""
+    found = []
+    for line in text.splitlines():
+        fields = dict(field.split("=", 1) for field in line.split() if "=" in field)
+        with contextlib.suppress(KeyError, ValueError):
+            rate = next((value for key, value in fields.items() if key.startswith("gpc0_rate(")), "0")
+            found.append(User(fields["key"], int(fields["conn_cur"]), int(rate)))
+    return sorted(found, key=lambda user: (-user.requests, user.name))
 
 
 def map_entries(text: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ from .config import Canary, Config, Service
 from .errors import PtolemyError
 from .haproxy import Gateway, Server, backend_name
 from .memory import Memory
+from .replica import GPUS_A_NODE, SERVERS_A_GPU
 from .slurm import Job
 
 DEAD_AFTER = 60.0  # seconds without a word from the daemon, above its longest tick
@@ -29,6 +30,9 @@ def describe(config: Config, jobs: Sequence[Job], gateway: Gateway, memory: Memo
             **_describe_service(
                 service, alive.get(name, []), servers.get(backend_name(name), []), memory, _width(gateway, backend_name(name))
             ),
+            "arrived": gateway.arrived.get(backend_name(name), 0),
+            "replicas": [_describe_replica(job, config.site.port_first) for job in alive.get(name, [])],
+            "failures": _describe_failures(service.revision, memory),
             "canary": _describe_canary(config.canaries[name], memory) if name in config.canaries else None,
         }
         for name, service in config.services.items()
@@ -47,6 +51,38 @@ def _describe_canary(canary: Canary, memory: Memory) -> Mapping[str, Any]:
             for failure in memory.failures
             if failure.revision == revision and failure.at >= canary.asked_at
         ],
+    }
+
+
+def _describe_failures(revision: str, memory: Memory) -> Sequence[Mapping[str, Any]]:
+    """The replicas of a revision that failed and were not followed by one that serves, the oldest first."""
+    return [
+        {"job": failure.job_id, "node": failure.node, "at": failure.at, "reason": failure.reason}
+        for failure in memory.failures
+        if failure.revision == revision and not failure.over
+    ]
+
+
+def _describe_replica(job: Job, port_first: int) -> Mapping[str, Any]:
+    ports = list(job.record.ports) if job.record else []
+    # ``replica.ports_for`` deals the ports out by the GPU's index; here they tell it.
+    gpus = {(port - port_first) // SERVERS_A_GPU % GPUS_A_NODE for port in ports}
+    return {
+        "job": job.id,
+        "slurm": job.state,
+        "reason": job.reason,
+        "state": job.record.state if job.record and job.fresh else "requeued",
+        "revision": job.record.revision if job.record else "",
+        "opportunistic": bool(job.record and job.record.opportunistic),
+        "host": job.host,
+        "address": job.address,
+        "submitted": job.submit,
+        "started": job.start,
+        "ends": job.end,
+        "took": job.record.took if job.record else 0,
+        "ports": ports,
+        "gpus": sorted(gpus),
+        "why": job.record.reason if job.record else "",
     }
 
 
@@ -79,22 +115,6 @@ def _describe_service(
         "batch_at_once": batch_at_once,
         "demand": load.demand if load else 0.0,
         "in_flight": sum(server.in_flight for server in servers),
-        "replicas": [
-            {
-                "job": job.id,
-                "slurm": job.state,
-                "reason": job.reason,
-                "state": job.record.state if job.record and job.fresh else "requeued",
-                "revision": job.record.revision if job.record else "",
-                "opportunistic": bool(job.record and job.record.opportunistic),
-                "host": job.host,
-                "address": job.address,
-                "ends": job.end,
-                "ports": list(job.record.ports) if job.record else [],
-                "why": job.record.reason if job.record else "",
-            }
-            for job in alive
-        ],
         "servers": [
             {
                 "name": server.name,

@@ -105,13 +105,12 @@ def test_a_killed_client_and_cancelled_replicas_lose_no_row(cluster, interpreter
 
 
 def test_held_out_rows_get_the_right_labels(cluster, interpreter, tmp_path):
-    """A little below what the model itself reaches (test_demo_model.py): it never learnt the client's instructions, with all labels."""
-    (tmp_path / "prompt.txt").write_text("Categorise: {{ text }}")
+    """As many as the model gets right without the client (test_demo_model.py)."""
     (tmp_path / "labels.yml").write_text(json.dumps(list(CATEGORIES)))
     command = [interpreter, "-m", "ptolemy_client", "classify", str(ROOT / "demo/release/held-out.csv")]
-    command += ["--prompt", "prompt.txt", "--labels", "labels.yml", "-o", "out.csv", "--model", "demo"]
+    command += ["--text", "text", "--labels", "labels.yml", "-o", "out.csv", "--model", "demo"]
     subprocess.run(command, cwd=tmp_path, env=environment_of(cluster), check=True, capture_output=True, timeout=300)
     with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     right = sum(row["label"] == row["ptolemy_label"] for row in rows)
-    assert right / len(rows) >= 0.93, f"{right} of {len(rows)}"
+    assert right / len(rows) >= 0.95, f"{right} of {len(rows)}"

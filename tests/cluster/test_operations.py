@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import yaml
@@ -14,17 +13,17 @@ FETCH = "import sys, urllib.request; sys.stdout.write(urllib.request.urlopen(sys
 
 def test_services_are_scaled_until_the_inventorys_sizes_are_applied_again(cluster):
     before = cluster.run("head", "cat", "/etc/ptolemy/services.json")
-    size = ("--extra-vars", '{"scale": {"demo": 3}}')
+    size = {"demo": 3}
     try:
-        shown, changed = playbook("scale", *size)
+        scaled = playbook("scale", scale=size)
         assert cluster.service("demo")["replicas_ready"] == 3
-        assert changed == 1
-        assert re.search(r"^\d\d:\d\d:\d\d demo: 3 of 3 replicas ready$", shown, re.MULTILINE)
-        assert "These sizes hold until" in shown
-        assert playbook("scale", *size)[1] == 0
+        assert scaled.changed == 1
+        assert re.search(r"^\d\d:\d\d:\d\d demo: 3 of 3 replicas ready$", scaled.shown, re.MULTILINE)
+        assert "These sizes hold until" in scaled.shown
+        assert playbook("scale", scale=size).changed == 0
     finally:
-        _, changed = playbook("scale")
-    assert changed == 1
+        restored = playbook("scale")
+    assert restored.changed == 1
     assert len(cluster.service("demo")["replicas"]) == 2
     assert cluster.run("head", "cat", "/etc/ptolemy/services.json") == before
 
@@ -34,16 +33,16 @@ def test_a_drained_node_is_empty_when_the_playbook_returns_and_no_request_is_los
     jobs = ("squeue", "--noheader", f"--nodelist={node}")
     try:
         with cluster.load(clients=16) as load:  # the playbook needs a core, too
-            shown, changed = playbook("drain_node", "--extra-vars", f"node={node}")
+            drained = playbook("drain_node", node=node)
             assert cluster.run("head", *jobs) == ""
         unharmed(load)
-        assert changed == 1
-        assert f"{node}: no replicas left" in shown
+        assert drained.changed == 1
+        assert f"{node}: no replicas left" in drained.shown
         cluster.until_ready()
-        assert playbook("drain_node", "--extra-vars", f"node={node}")[1] == 0
+        assert playbook("drain_node", node=node).changed == 0
     finally:
-        _, changed = playbook("drain_node", "--extra-vars", f"node={node} state=resume")
-    assert changed == 1
+        resumed = playbook("drain_node", node=node, state="resume")
+    assert resumed.changed == 1
     state = ("sinfo", "--noheader", f"--nodes={node}", "--format=%T")
     # `*`: slurmctld has not heard from it for a moment.
     cluster.until(lambda: cluster.run("head", *state).split()[0].rstrip("*") in ("idle", "mixed", "allocated"), "the node is in use again")
@@ -52,7 +51,7 @@ def test_a_drained_node_is_empty_when_the_playbook_returns_and_no_request_is_los
 def test_a_model_is_quantised_by_a_job(cluster, tmp_path):
     wish = {"model": "demo-f16", "types": "Q5_0", "quantize_cpus": 1, "quantize_entries": str(tmp_path / "entries.yml")}
     try:
-        shown, _ = playbook("quantize", "--extra-vars", json.dumps(wish))
+        shown = playbook("quantize", **wish).shown
         entry = yaml.safe_load((tmp_path / "entries.yml").read_text())["demo-q5_0"]
         made = entry["source"].removeprefix("file://")
         sums = [cluster.run(node, "sha256sum", made, check=False) for node in ("n1", "n2")]
@@ -70,9 +69,9 @@ def test_a_replica_serves_the_copy_of_its_model_that_lies_in_the_nodes_cache(clu
 
 
 def test_the_status_is_shown_as_lines(cluster):
-    shown, changed = playbook("status")
-    assert re.search(r"^ +demo: ready, 2 of 2 replicas ready", shown, re.MULTILINE)
-    assert changed == 0
+    status = playbook("status")
+    assert re.search(r"^ +demo: ready, 2 of 2 replicas ready", status.shown, re.MULTILINE)
+    assert status.changed == 0
 
 
 def test_prometheus_is_told_what_ptolemyd_sees(cluster):

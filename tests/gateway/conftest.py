@@ -41,6 +41,7 @@ class Stub:
     connections: set[asyncio.BaseTransport] = field(default_factory=set)
     running: int = 0
     most: int = 0
+    forged: dict[str, str] = field(default_factory=dict)  # headers of its answers
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if self.frozen:
@@ -57,12 +58,12 @@ class Stub:
             await asyncio.sleep(self.delay)
             if b'"stream": true' in body:
                 return await self.stream(request)
-            return web.json_response({"port": self.port, "path": request.path})
+            return web.json_response({"port": self.port, "path": request.path}, headers=self.forged)
         finally:
             self.running -= 1
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Keep-Alive": "timeout=5"})
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Keep-Alive": "timeout=5", **self.forged})
         await response.prepare(request)
         for number in range(self.tokens):
             await response.write(f"data: {number}\n\n".encode())
@@ -158,15 +159,16 @@ def rendered() -> Iterator[dict[str, Gateway]]:
 
 
 def make_variants(base: Path) -> dict[str, Gateway]:
-    """The role's files in variants: as by default, with a short wait for a first server, with short times and TLS, for few connections."""
+    """The role's files in variants: as by default; with a short wait for a first server, and another header for a user's name; with short
+    times and TLS; for few connections and without the status page."""
     for name in ("default", "brief", "short", "small"):
         (base / name).mkdir()
     short = {f"haproxy_{name}_timeout": value for name, value in (("server", "1s"), ("request", "1s"), ("queue", "2s"))}
     gateways = {
         "default": Gateway("default", base / "default"),
-        "brief": Gateway("brief", base / "brief", haproxy_hold_seconds=2),
+        "brief": Gateway("brief", base / "brief", haproxy_hold_seconds=2, haproxy_user_header="X-Remote-User"),
         "short": Gateway("short", base / "short", haproxy_tls_certificate="self-signed", **short),
-        "small": Gateway("small", base / "small", haproxy_maxconn=30),
+        "small": Gateway("small", base / "small", haproxy_maxconn=30, haproxy_status_page=False),
     }
     render(base, list(gateways.values()))
     return gateways

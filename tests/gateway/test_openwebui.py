@@ -151,16 +151,23 @@ def test_only_wrong_passwords_count_and_too_many_are_not_tried(browse: Any, path
 
 
 def test_what_open_webui_asks_by_itself_is_batch_unless_an_answer_waits_for_it(gateway: Any, stub: Any, client: Any) -> None:
+    lines: list[str] = []
+
+    def logged() -> list[str]:
+        lines.extend(line[line.index("{") :] for line in gateway.log_lines() if '"model"' in line)
+        return [row["tier"] for row in map(json.loads, lines) if row["path"] == CHAT]
+
     async def scenario() -> None:
         async with stub() as demo, client(gateway) as user:
             gateway.add("demo", "a", demo.port)
-            for task in ("title_generation", "tags_generation", "follow_up_generation", "query_generation", ""):
+            for number, task in enumerate(("title_generation", "tags_generation", "follow_up_generation", "query_generation", ""), 1):
                 assert (await user.send(CHAT, DEMO, headers={"X-OpenWebUI-Task": task})).status == 200
+                # A request is logged a moment after its answer.
+                await until(lambda number=number: len(logged()) == number, f"{number} requests in the log")
             assert not any(name.lower().startswith("x-openwebui") for request in demo.requests for name in request["headers"])
 
     asyncio.run(scenario())
-    lines = [json.loads(line[line.index("{") :]) for line in gateway.log_lines() if '"model"' in line]
-    assert [line["tier"] for line in lines if line["path"] == CHAT] == ["batch"] * 3 + ["interactive"] * 2
+    assert logged() == ["batch"] * 3 + ["interactive"] * 2
 
 
 def test_the_list_of_models_can_leave_out_those_that_nobody_can_chat_with(gateway: Any, client: Any) -> None:

@@ -55,6 +55,16 @@ def test_inner_headers_of_a_client_go_no_further(exchange: Any) -> None:
     exchange(steps)
 
 
+def test_the_header_of_a_users_name_goes_no_further_whatever_its_name(brief_gateway: Any, stub: Any, client: Any) -> None:
+    async def scenario() -> list[str]:
+        async with stub() as demo, client(brief_gateway) as user:
+            brief_gateway.add("demo", "a", demo.port)
+            assert (await user.send(CHAT, DEMO, headers={"X-Remote-User": "root"})).status == 200
+            return [name.lower() for name in demo.requests[0]["headers"]]
+
+    assert "x-remote-user" not in asyncio.run(scenario())
+
+
 def test_a_header_names_the_service_where_the_body_is_too_large_to_look_into(exchange: Any) -> None:
     async def steps(user: Any, demo: Any) -> None:
         body = {"messages": "x" * 1_000_000, "model": "nope"}

@@ -31,6 +31,26 @@ def test_batch_requests_leave_slots_and_are_overtaken(gateway: Any, stub: Any, c
     asyncio.run(scenario())
 
 
+def test_a_chat_overtakes_batch_requests_that_came_through_the_gate(gateway: Any, stub: Any, client: Any) -> None:
+    async def scenario() -> list[str]:
+        opened = asyncio.Event()
+        async with stub(gate=opened) as demo, client(gateway) as user:
+            gateway.add("demo", "a", demo.port, slots=1)
+            gateway.ptolemyd.widen("demo", 8)
+            running = asyncio.create_task(user.send(CHAT, STREAM))
+            await until(lambda: demo.running == 1, "the slot is busy")
+            with gateway.key(tier="batch") as key:
+                waiting = [asyncio.create_task(user.send(f"/m/demo{CHAT}", DEMO, key=key)) for _ in range(3)]
+                await until(lambda: gateway.queued("demo") == 3, "the batch waits at the server")
+                waiting.append(asyncio.create_task(user.send("/m/demo/v1/completions", DEMO)))
+                await until(lambda: gateway.queued("demo") == 4, "the chat waits, too")
+                opened.set()
+                assert [(await task).status for task in (running, *waiting)] == [200] * 5
+            return [request["path"] for request in demo.requests]
+
+    assert asyncio.run(scenario()) == [CHAT, "/v1/completions", CHAT, CHAT, CHAT]
+
+
 def test_the_batch_does_not_starve_beside_people_who_take_every_slot(gateway: Any, stub: Any, client: Any) -> None:
     async def scenario() -> None:
         async with stub(delay=0.1) as demo, client(gateway) as user:
@@ -129,7 +149,8 @@ def test_the_counts_of_both_tiers_add_up(gateway: Any, stub: Any, client: Any) -
 def test_an_answer_says_where_it_came_from_and_how_long_it_waited(gateway: Any, stub: Any, client: Any) -> None:
     async def scenario() -> None:
         opened = asyncio.Event()
-        async with stub(gate=opened) as demo, client(gateway) as user:
+        forged = {"X-Ptolemy-Inner": "1", "X-Ptolemy-Replica": "77"}
+        async with stub(gate=opened, forged=forged) as demo, client(gateway) as user:
             gateway.add("demo", "j77r0p20000", demo.port, slots=1)
             for headers in ({}, {"X-Ptolemy-Tier": "batch"}):
                 opened.clear()
@@ -141,6 +162,9 @@ def test_an_answer_says_where_it_came_from_and_how_long_it_waited(gateway: Any, 
                 opened.set()
                 told = {name.lower(): value for name, value in (await second).headers.items()}
                 assert (await first).status == 200
+                assert sorted(name for name in told if name.startswith("x-ptolemy-")) == [
+                    "x-ptolemy-queue-ms", "x-ptolemy-replica", "x-ptolemy-service",
+                ]  # fmt: skip
                 assert told["x-ptolemy-service"] == "demo"
                 assert len(told["x-ptolemy-replica"]) == 12 and told["x-ptolemy-replica"] != "77"
                 assert int(told["x-ptolemy-queue-ms"]) >= 200

@@ -23,7 +23,7 @@ def test_the_user_the_chat_and_the_knowledge_are_back(cluster, person, url, secr
     collection = person.knowledge("Lockers", file)
     chat = person.post("/api/v1/chats/new", json={"chat": {"title": code, "models": ["demo"], "messages": []}})["id"]
 
-    shown, _ = playbook("backup", "--extra-vars", "backup=/var/backups/openwebui/test.tar")
+    shown = playbook("backup", backup="/var/backups/openwebui/test.tar").shown
     assert "/var/backups/openwebui/test.tar" in shown
     assert cluster.run("web", "stat", "-c", "%a %U", "/var/backups/openwebui/test.tar").strip() == "600 root"
 
@@ -33,7 +33,7 @@ def test_the_user_the_chat_and_the_knowledge_are_back(cluster, person, url, secr
     with OpenWebUI(url, ADMIN, secrets["openwebui_admin_password"]) as admin:
         assert admin.get("/api/v1/users/")["total"] == 1
 
-    playbook("restore", "--extra-vars", "backup=/var/backups/openwebui/test.tar")
+    playbook("restore", backup="/var/backups/openwebui/test.tar")
     cluster.until(lambda: ready(url), "people reach it again", 10)
     # The session, too, is as before: the same secret key, the same user.
     assert person.get(f"/api/v1/chats/{chat}")["title"] == code

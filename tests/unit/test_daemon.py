@@ -13,7 +13,8 @@ from ptolemy import status
 from ptolemy.clock import SteadyClock
 from ptolemy.daemon import Daemon, lock
 from ptolemy.errors import ObservationError, PtolemyError
-from values import gateway, job, server, service
+from ptolemy.haproxy import User
+from values import gateway, job, record, server, service
 
 CHAT = service()
 
@@ -35,6 +36,9 @@ class Source:
 
     def nodes(self):
         return {}
+
+    def users(self):
+        return [User("alice", 3, 9)]
 
     def __getattr__(self, verb):
         def change(*arguments):
@@ -87,6 +91,35 @@ def test_a_restarted_haproxy_gets_its_servers_back_even_without_slurm(daemon):
     daemon.tick()
     daemon._slurm.answer, daemon._haproxy.answer = ObservationError("away"), gateway()
     assert daemon.tick() == "add svc_chat/j1r0p20000"
+
+
+def test_who_asks_how_much_is_told_to_the_accounts_group_only(daemon):
+    os.umask(0o022)
+    daemon._slurm.answer = [job(1, CHAT)]
+    daemon.tick()
+    path = daemon.config.site.users_file
+    with open(path) as file:
+        assert json.load(file)["users"] == [{"user": "alice", "requests": 3, "per_minute": 9}]
+    assert os.stat(path).st_mode & 0o777 == 0o640
+    assert "alice" not in json.dumps(seen(daemon))
+
+
+def test_a_failed_look_at_the_users_is_no_trouble(daemon):
+    def fail():
+        raise ObservationError("no socket")
+
+    daemon._slurm.answer = [job(1, CHAT)]
+    daemon._haproxy.users = fail
+    daemon.tick()
+    assert "no socket" not in str(seen(daemon)["troubles"]) and not seen(daemon)["stale_reason"]
+    assert not os.path.exists(daemon.config.site.users_file)
+
+
+def test_a_replica_tells_its_gpus_by_its_ports(daemon):
+    two_gpus = record(CHAT, ports=(20000 + 3 * 16, 20000 + 3 * 16 + 1, 20000 + 5 * 16 + 64 * 16))
+    daemon._slurm.answer = [job(1, CHAT, record=two_gpus), job(2, CHAT, "starting", record=record(CHAT, "starting", ports=()))]
+    daemon.tick()
+    assert [replica["gpus"] for replica in seen(daemon)["services"][0]["replicas"]] == [[3, 5], []]
 
 
 def test_while_haproxy_gives_no_answer_no_job_is_touched(daemon):

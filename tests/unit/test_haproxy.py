@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from ptolemy.errors import ChangeError, ObservationError
-from ptolemy.haproxy import Gate, HAProxy, parse
+from ptolemy.haproxy import Gate, HAProxy, User, parse, parse_users
 from values import endpoint
 
 INFO = "Name: HAProxy\nPid: 42\nUptime_sec: 7\n"
@@ -63,6 +63,17 @@ def test_a_batch_request_that_is_through_the_gate_counts_once():
     assert (dict(seen.queued), dict(seen.arrived)) == ({"svc_chat": 4}, {"svc_chat": 9})
     assert dict(seen.gates) == {"svc_chat": Gate(width=6, waiting=3, arrived=5, interactive=2, interactive_arrived=4)}
     assert seen.states == {"chat": "ready"}
+
+
+def test_users_are_read_with_the_busiest_first_whatever_a_version_puts_between():
+    text = (
+        "# table: users, type: string, size:102400, used:3\n"
+        "0x55d0: key=alice use=1 exp=599999 gpc0=12 gpc0_rate(60000)=9 conn_cur=1\n"
+        "0x55d1: key=webui/7f%2Fa use=2 exp=599999 shard=0 gpc0=12 gpc0_rate(60000)=4 conn_cur=5\n"
+        "0x55d2: key=broken use=1 conn_cur=\n"
+    )
+    assert parse_users(text) == [User("webui/7f%2Fa", 5, 4), User("alice", 1, 9)]
+    assert parse_users("No such table\n") == []
 
 
 @pytest.fixture

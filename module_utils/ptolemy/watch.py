@@ -1,0 +1,130 @@
+"""The exporter's memory: it reads what the daemon writes, keeps the trends of the last hour, and has the status page's document ready.
+
+Visitors get bytes that were made once for all of them. Who is an operator is decided here, by the same file of keys that HAProxy has:
+HAProxy puts the hash of the caller's key into a header, and that is worth something only if it is an operator's. Whoever does not know
+it cannot forge it, also not by asking the exporter's own port.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from typing import Any, Mapping
+
+from . import config, keys, page, status
+from .errors import PtolemyError
+from .meter import Meter
+from .trends import Trends
+
+KEY_HEADER = "x-ptolemy-key-hash"  # set by HAProxy, see roles/haproxy
+EVERY = 1.0  # seconds between two looks at the daemon's file
+OLD = 60.0  # seconds after which nobody knows any more who asks how much
+
+
+class Watch:
+    """Follows the daemon. All methods may be called from any thread.
+
+    Args:
+        services_file: names the other files, and the operators; read anew where it changed.
+        key_file: holds the site's backend key, to ask llama-servers for their counts; there may be none.
+    """
+
+    def __init__(self, services_file: str, key_file: str = "") -> None:
+        self._services_file = services_file
+        self._site = config.load(services_file).site
+        self._site_stamp = _stamp(services_file)
+        self._lock = threading.Lock()
+        self._trends = Trends()
+        self._meter = Meter(key_file)
+        self._seen_at = 0.0
+        self._made: dict[bool, tuple[float, bytes]] = {}
+        self._operators: tuple[tuple[Any, ...], Mapping[str, int]] = ((), {})
+
+    def run(self, stop: threading.Event) -> None:
+        """Look once a second until told to stop."""
+        while not stop.wait(EVERY):
+            self.turn(time.time())
+        self._meter.close()
+
+    def turn(self, now: float) -> None:
+        """One look. A status that cannot be read, or that was read before, teaches nothing."""
+        with self._lock:
+            try:
+                seen = status.read(self._site.status_file)
+                if seen["time"] != self._seen_at:
+                    self._trends.add(seen)
+                    self._seen_at = seen["time"]
+                self._meter.turn(seen, self._trends, now)
+            except (PtolemyError, KeyError, TypeError, ValueError, AttributeError):
+                return  # of another version, perhaps: the next one may be right
+
+    def document(self, key_hash: str, now: float) -> tuple[bytes, bool]:
+        """The document of the status page, as JSON.
+
+        Args:
+            key_hash: of the caller's key; empty for none.
+            now: Unix time.
+
+        Returns:
+            The document, and whether it is one for operators only.
+
+        Raises:
+            PtolemyError: the daemon has said nothing for so long that nobody knows how things are.
+        """
+        with self._lock:
+            self._reload()
+            operator = self._is_operator(key_hash, now)
+            made_at, made = self._made.get(operator, (0.0, b""))
+            if 0 <= now - made_at < EVERY:
+                return made, operator
+            seen = status.read(self._site.status_file)
+            if now - seen["time"] > status.DEAD_AFTER:
+                raise PtolemyError(f"ptolemyd has said nothing for {page.span(now - seen['time'])}")
+            shown = page.document(seen, self._trends, now)
+            if operator:
+                shown = page.for_operators(shown, seen, users(self._site.users_file, now))
+            made = json.dumps(shown, separators=(",", ":")).encode()
+            self._made[operator] = (now, made)
+            return made, operator
+
+    def _is_operator(self, key_hash: str, now: float) -> bool:
+        if not key_hash or not self._site.operators:
+            return False
+        stamp = (_stamp(self._site.keys_file), self._site.operators)
+        if stamp != self._operators[0]:
+            try:
+                known = keys.load(self._site.keys_file)
+            except PtolemyError:
+                known = []  # whoever cannot be checked is no operator
+            self._operators = (stamp, {key.sha256: key.expires for key in known if key.user in self._site.operators})
+        expires = self._operators[1].get(key_hash)
+        return expires is not None and not 0 < expires <= now
+
+    def _reload(self) -> None:
+        stamp = _stamp(self._services_file)
+        if stamp != self._site_stamp:
+            try:
+                self._site = config.load(self._services_file).site
+            except PtolemyError:
+                return  # the daemon says so, and the last good one stays
+            self._site_stamp = stamp
+
+
+def users(path: str, now: float) -> list[dict[str, Any]] | None:
+    """Who asks how much, as the daemon last wrote it to ``path``; None where that is old or cannot be read."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            written = json.load(file)
+        return list(written["users"]) if now - written["time"] < OLD else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _stamp(path: str) -> tuple[int, int, int]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return (0, 0, 0)
+    return (found.st_mtime_ns, found.st_ino, found.st_size)
