@@ -103,6 +103,10 @@ class Prompts:
     def have(self, text: str) -> bool:
         return any(sent.startswith(b"POST /v1/chat/completions ") and text.encode() in sent for sent in list(self.flows.values()))
 
+    def until(self, cluster: Cluster, text: str) -> None:
+        """Wait for a text: what the wire had is read a moment later."""
+        cluster.until(lambda: self.have(text), f"{text!r} in a prompt", 10)
+
 
 def namespace(cluster: Cluster, host: str, *argv: str) -> list[str]:
     """A command line that runs a program of this machine in a host's network."""

@@ -39,4 +39,4 @@ def test_the_user_the_chat_and_the_knowledge_are_back(cluster, person, url, secr
     assert person.get(f"/api/v1/chats/{chat}")["title"] == code
     with prompts_on_the_wire(cluster) as prompts:
         person.chat("What is the code of the parcel locker?", files=[{"type": "collection", "id": collection}])
-        assert prompts.have(code)
+        prompts.until(cluster, code)

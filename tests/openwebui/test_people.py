@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
-from openwebui_lab import ADMIN, CATEGORY, QUESTION, Prompts, prompts_on_the_wire
+from openwebui_lab import ADMIN, CATEGORY, QUESTION, prompts_on_the_wire
 
 # A search engine that answers as SearXNG does, and the one page that it knows. It ends with its standard input.
 SEARCH = """
@@ -100,8 +100,7 @@ def test_what_a_document_says_reaches_the_prompt(cluster, person):
     collection = person.knowledge("Lockers", file)
     with prompts_on_the_wire(cluster) as prompts:
         person.chat("What is the code of the parcel locker?", files=[{"type": "collection", "id": collection}])
-        assert prompts.have("What is the code of the parcel locker?")
-        assert prompts.have(code)
+        prompts.until(cluster, code)
 
 
 @pytest.mark.parametrize("files", [[], [{"type": "file", "id": "of somebody else"}]])
@@ -110,7 +109,7 @@ def test_what_nobody_gave_does_not(cluster, admin, person, files):
     file = admin.upload(cluster, "secret.txt", f"The code of the parcel locker is {code}.")
     with prompts_on_the_wire(cluster) as prompts:
         person.chat("What is the code of the parcel locker?", files=[{**given, "id": file} for given in files])
-        assert prompts.have("What is the code of the parcel locker?")
+        prompts.until(cluster, "What is the code of the parcel locker?")
         assert not prompts.have(code)
 
 
@@ -119,10 +118,6 @@ def test_what_the_web_says_reaches_the_prompt(cluster, person):
     with search_engine(cluster, code):
         found = person.post("/api/v1/retrieval/process/web/search", json={"queries": ["parcel locker"]})
         assert found["filenames"] == ["http://head:8888/page"]
-
-        def told() -> Prompts:
-            with prompts_on_the_wire(cluster) as prompts:
-                person.chat("What is the code of the parcel locker?", features={"web_search": True})
-            return prompts
-
-        assert told().have(code)
+        with prompts_on_the_wire(cluster) as prompts:
+            person.chat("What is the code of the parcel locker?", features={"web_search": True})
+            prompts.until(cluster, code)
