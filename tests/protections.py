@@ -98,6 +98,8 @@ def missed(checkout: Path, protection: Protection) -> str:
 def main() -> int:
     template = (ROOT / TEMPLATE).read_text(encoding="utf-8")
     chosen = [protection for protection in PROTECTIONS if protection.name in (sys.argv[1:] or [protection.name])]
+    if unknown := set(sys.argv[1:]) - {protection.name for protection in chosen}:
+        raise SystemExit(f"no such protection: {', '.join(sorted(unknown))}; there are: {', '.join(one.name for one in PROTECTIONS)}")
     changed = [without(template, protection) for protection in chosen]
     bad = []
     with tempfile.TemporaryDirectory(prefix="ptolemy-protections-") as folder:

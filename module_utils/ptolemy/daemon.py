@@ -17,6 +17,7 @@ from . import controller, keys, status
 from .clock import SteadyClock
 from .config import Config, Service, load
 from .errors import ConfigError, ObservationError, PtolemyError
+from .files import stamp_of
 from .haproxy import Gateway, HAProxy
 from .memory import Memory
 from .record import STARTING
@@ -41,7 +42,7 @@ class Daemon:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._config_stamp = _stamp(path)
+        self._config_stamp = stamp_of(path)
         self._config = load(path)
         self._connect()
         self._clock = SteadyClock()
@@ -107,7 +108,7 @@ class Daemon:
         return self._close(applied)
 
     def _reload(self, troubles: list[str]) -> None:
-        stamp = _stamp(self._path)
+        stamp = stamp_of(self._path)
         if stamp == self._config_stamp:
             return
         try:
@@ -122,7 +123,7 @@ class Daemon:
     def _publish_keys(self, gateway: Gateway, troubles: list[str]) -> None:
         """Give HAProxy the keys where their file changed, or where another process answers. Whoever changes the file does so, too."""
         path = self._config.site.keys_file
-        stamp = (gateway.pid, *_stamp(path))
+        stamp = (gateway.pid, *stamp_of(path))
         if stamp == self._keys_stamp:
             return
         try:
@@ -281,11 +282,3 @@ def _replace(path: str, shown: Any, mode: int) -> None:
         os.replace(path + ".new", path)
     except OSError as error:
         log.warning("%s: %s", path, error.strerror)
-
-
-def _stamp(path: str) -> tuple[int, int, int]:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return (0, 0, 0)
-    return (found.st_mtime_ns, found.st_ino, found.st_size)

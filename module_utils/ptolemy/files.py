@@ -1,4 +1,4 @@
-"""How the modules replace a file on the gateway."""
+"""How files on the gateway are replaced, and how it is seen that one was."""
 
 from __future__ import annotations
 
@@ -25,3 +25,12 @@ def replace_file(module: Any, path: str, text: str) -> None:
     if not os.path.exists(path):
         os.chmod(temporary, 0o644)
     module.atomic_move(temporary, path)
+
+
+def stamp_of(path: str) -> tuple[int, int, int]:
+    """What changes with a file: modification time in ns, inode, bytes; zeros where it cannot be looked at."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return (0, 0, 0)
+    return (found.st_mtime_ns, found.st_ino, found.st_size)

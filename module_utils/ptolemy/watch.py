@@ -8,13 +8,13 @@ it cannot forge it, also not by asking the exporter's own port.
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from typing import Any, Mapping
 
 from . import config, keys, page, status
 from .errors import PtolemyError
+from .files import stamp_of
 from .meter import Meter
 from .trends import Trends
 
@@ -34,7 +34,7 @@ class Watch:
     def __init__(self, services_file: str, key_file: str = "") -> None:
         self._services_file = services_file
         self._site = config.load(services_file).site
-        self._site_stamp = _stamp(services_file)
+        self._site_stamp = stamp_of(services_file)
         self._lock = threading.Lock()
         self._trends = Trends()
         self._meter = Meter(key_file)
@@ -92,7 +92,7 @@ class Watch:
     def _is_operator(self, key_hash: str, now: float) -> bool:
         if not key_hash or not self._site.operators:
             return False
-        stamp = (_stamp(self._site.keys_file), self._site.operators)
+        stamp = (stamp_of(self._site.keys_file), self._site.operators)
         if stamp != self._operators[0]:
             try:
                 known = keys.load(self._site.keys_file)
@@ -103,7 +103,7 @@ class Watch:
         return expires is not None and not 0 < expires <= now
 
     def _reload(self) -> None:
-        stamp = _stamp(self._services_file)
+        stamp = stamp_of(self._services_file)
         if stamp != self._site_stamp:
             try:
                 self._site = config.load(self._services_file).site
@@ -120,11 +120,3 @@ def users(path: str, now: float) -> list[dict[str, Any]] | None:
         return list(written["users"]) if now - written["time"] < OLD else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _stamp(path: str) -> tuple[int, int, int]:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return (0, 0, 0)
-    return (found.st_mtime_ns, found.st_ino, found.st_size)
