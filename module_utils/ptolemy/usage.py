@@ -17,6 +17,7 @@ from .trends import MINUTE, Trends
 
 SPAN = 300.0  # seconds
 MINUTES = int(SPAN / MINUTE)
+NOTHING = "-"  # what HAProxy writes for a variable that is not set
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ class Tally:
 
     def _add_request(self, at: float, line: Mapping[str, Any]) -> None:
         user, service = line["user"], line["service"]
-        if not user or not service:
-            return
+        if NOTHING in (user, service):
+            return  # without a valid key, or of no service, as a list of models
         key = (self._day_of(at), service, user, line["tier"])
         good = 200 <= int(line["status"]) < 300 and line["flags"].startswith("-")
         more = Use(*key, int(good), int(not good), int(line["bytes_in"]), int(line["bytes_out"]), slot_seconds(line))
@@ -131,8 +132,8 @@ def slot_seconds(line: Mapping[str, Any]) -> float:
     """
     if int(line["first_byte_ms"]) < 0:
         return 0.0
-    before = [int(line.get(name) or 0) for name in ("receive_ms", "queue_ms", "inner_queue_ms", "connect_ms")]
-    return max(int(line["total_ms"]) - sum(max(one, 0) for one in before), 0) / 1000.0
+    before = [line[name] for name in ("receive_ms", "queue_ms", "inner_queue_ms", "connect_ms")]
+    return max(int(line["total_ms"]) - sum(max(int(one), 0) for one in before if one != NOTHING), 0) / 1000.0
 
 
 def _plus(one: Use, other: Use) -> Use:

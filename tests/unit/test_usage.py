@@ -26,7 +26,7 @@ def at(day, hour=12):
 
 def request(user="alice", tier="interactive", service="demo", status=200, seconds=10.0, **more):
     line = {"request": "1", "user": user, "tier": tier, "service": service, "status": status, "bytes_in": 100, "bytes_out": 1000}
-    times = {"receive_ms": "1", "queue_ms": "2000", "inner_queue_ms": "", "connect_ms": "1", "first_byte_ms": "50"}
+    times = {"receive_ms": "1", "queue_ms": "2000", "inner_queue_ms": "-", "connect_ms": "1", "first_byte_ms": "50"}
     return json.dumps({**line, **times, "total_ms": str(int(2002 + seconds * 1000)), "flags": "----", **more})
 
 
@@ -81,7 +81,7 @@ def test_a_request_that_never_had_a_slot_costs_nothing():
 
 
 @pytest.mark.parametrize(
-    "line", ["", "Proxy api stopped", "{", '{"request": 1}', "[]", request(user=""), request(service=""), '{"spent": "demo"}']
+    "line", ["", "Proxy api stopped", "{", '{"request": 1}', "[]", request(user="-"), request(service="-"), '{"spent": "demo"}']
 )
 def test_other_lines_say_nothing(line):
     assert tally(line) == []
