@@ -227,21 +227,17 @@ def keys(of: type) -> Iterator[tuple[str, str, str, str]]:
         yield f"`{it.name}`", name, "**required**" if missing else code(default), words.get(it.name, "")
 
 
-def services_page(site: type, service: type, canary: type, settable: Iterable[str]) -> str:
-    """The services file, key by key; ``settable`` are those that an inventory's service may name."""
-    may_set = set(settable)
-    rows = ((*row[:3], "yes" if row[0].strip("`") in may_set else "", row[3]) for row in keys(service) if row[0] != "`name`")
-    extra = sorted(may_set - {it.name for it in dataclasses.fields(service)})
-    also = (
-        f" An inventory may also give {', '.join(code(name) for name in extra)}: `max` without the opportunistic ones.\n" if extra else ""
-    )
+def services_page(site: type, service: type, canary: type, inventory: Mapping[str, bool]) -> str:
+    """The services file, key by key; ``inventory`` has what an inventory may say of a service, and whether it must."""
+    said = {name: "required" if must else "optional" for name, must in inventory.items()}
+    rows = ((*row[:3], said.get(row[0].strip("`"), ""), row[3]) for row in keys(service) if row[0] != "`name`")
     return (
         "# The services file\n\n"
         "`/etc/ptolemy/services.json` on the gateway: what `ptolemyd` is asked to run. `site.yml` writes it out of the inventory "
         "(`ptolemy_services`, `ptolemy_models` and the roles' variables), and `ptolemy check` reads it. It is an object with `site`, "
         "`services` (by name) and, while a rollout is under way, `canaries`.\n\n"
-        "## services\n\nWhat is marked is set in the inventory's `ptolemy_services`; the rest follows from the catalogue. "
-        f"`validate.yml` also wants some keys that have a default here.{also}\n"
+        "## services\n\nThe fourth column is about the inventory's `ptolemy_services`; what is empty there follows from the catalogue. "
+        "`guaranteed` may be given instead of `max`: it is `max` without the opportunistic ones.\n\n"
         f"{table(('key', 'type', 'default', 'in the inventory', 'meaning'), rows)}\n"
         f"## site\n\nWritten from the roles' variables.\n\n{table(('key', 'type', 'default', 'meaning'), keys(site))}\n"
         "## canaries\n\nWritten by `playbooks/rollout.yml`.\n\n"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import subprocess
+from pathlib import Path
 from typing import NamedTuple
 
-from conftest import ROOT
-
+ROOT = Path(__file__).parents[2]
 TIMEOUT = 3600  # seconds for all of it, from an empty cache
 BLOCK = re.compile(r"^```(sh|text)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 MARK = re.compile(r"^<<block (\d+) done>>$")

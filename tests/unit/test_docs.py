@@ -158,6 +158,12 @@ def test_keys_of_a_dataclass_have_the_words_of_its_docstring() -> None:
     ]
 
 
+def test_the_services_page_tells_what_an_inventory_must_and_may_say() -> None:
+    page = reference.services_page(Example, Example, Example, {"low": True, "high": False}).partition("## site")[0]
+    assert "| `low` | int | `0` | required |" in page and "| `high` | int | `9` | optional |" in page
+    assert "| `flags` | list of str | `[]` |  |" in page
+
+
 def test_metrics_are_told_with_type_and_labels() -> None:
     lines = [
         "# HELP x_up Whether.",
