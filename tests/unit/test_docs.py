@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 
 import links
+import ptolemy.__main__
 import reference
 
 ROOT = links.CHECKOUT
 LISTED = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
+LIBRARY = sorted((ROOT / "library").glob("*.py"))
+ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir())
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 PAGES = sorted(subprocess.run(LISTED, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split())
 
 
@@ -39,6 +43,35 @@ def test_every_link_of_the_tree_leads_to_a_file_and_to_a_heading_in_it(page: str
         if not path.exists() or (anchor and anchor not in anchors(path)):
             broken.append(target)
     assert broken == []
+
+
+def known_variables() -> set[str]:
+    """The roles' variables, and the modules, whose names look alike."""
+    files = [*(ROOT / "roles").glob("*/defaults/main.yml"), *(ROOT / "roles").glob("*/meta/argument_specs.yml")]
+    return {name for path in files for name in re.findall(r"^ *(\w+):", path.read_text(), re.MULTILINE)} | {path.stem for path in LIBRARY}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_names_is_there(page: str) -> None:
+    """Playbooks, targets of make, commands of ptolemy, and variables of roles."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = {
+        "playbook": (set(re.findall(r"playbooks/(\w+)\.yml", text)), {path.stem for path in (ROOT / "playbooks").iterdir()}),
+        "make": (
+            set(re.findall(r"(?:^ *|`)make ([a-z][a-z-]+)", text, re.MULTILINE)),
+            {name for line in re.findall(r"^([a-z][a-z -]*):", MAKEFILE, re.MULTILINE) for name in line.split()},
+        ),
+        "ptolemy": (set(re.findall(r"(?:^ *|`)ptolemy ([a-z]+)", text, re.MULTILINE)), commands_of(ptolemy.__main__.parser())),
+        "variable": (
+            {name for name in re.findall(rf"`((?:{'|'.join(ROLES)})_[a-z_]+)\b[^`/]*`", text) if not name.endswith("_")},
+            known_variables() | {"slurm_managed", "slurm_controller"},  # the site's own; a group
+        ),
+    }
+    assert {kind: sorted(given - there) for kind, (given, there) in named.items() if given - there} == {}
+
+
+def commands_of(parser: argparse.ArgumentParser) -> set[str]:
+    return {section.split()[2] for section in reference.commands(parser) if section.startswith("### ")}
 
 
 def test_a_link_to_a_page_from_elsewhere_in_the_tree_is_turned_to_its_place_in_the_site() -> None:
@@ -99,14 +132,15 @@ def test_a_default_is_shown_as_an_inventory_has_it(value: object, shown: str) ->
     assert reference.code(value) == shown
 
 
-@pytest.mark.parametrize("role", [path for path in sorted((ROOT / "roles").iterdir()) if path.is_dir()], ids=lambda path: path.name)
-def test_a_role_s_page_has_each_of_its_variables(role: Path) -> None:
+@pytest.mark.parametrize("name", ROLES)
+def test_a_role_s_page_has_each_of_its_variables(name: str) -> None:
+    role = ROOT / "roles" / name
     variables = re.findall(r"^(\w+):", (role / "defaults" / "main.yml").read_text(), re.MULTILINE)
     page = reference.role_page(role)
     assert [name for name in variables if f"| `{name}` |" not in page] == []
 
 
-@pytest.mark.parametrize("module", sorted((ROOT / "library").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("module", LIBRARY, ids=lambda path: path.stem)
 def test_a_module_s_section_has_each_of_its_options_and_what_it_returns(module: Path) -> None:
     docs, section = reference.module_docs(module), reference.module_section(module)
     assert f"## {module.stem}\n" in section and docs["examples"] in section
