@@ -22,6 +22,12 @@ SOURCES = {page: source for source, page in PAGES.items()}
 
 _LINK = re.compile(r"(?P<image>!?)\[(?P<text>(?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*)\]\((?P<target>[^()\s]+)\)")
 _ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|#|/")
+# What a browser fetches by itself.
+_FETCHED = re.compile(
+    r"<(?:script|img|iframe|source|video|audio)\b[^>]*\bsrc=[\"']?(?:https?:)?//[^\"' >]*"
+    r"|<link\b(?![^>]*\brel=[\"']?canonical)[^>]*\bhref=[\"']?(?:https?:)?//[^\"' >]*"
+    r"|(?:@import\s*[\"']|url\([\"']?)(?:https?:)?//[^\"')]*"
+)
 _FENCE = re.compile(r" *(```|~~~)")
 
 
@@ -79,3 +85,9 @@ def moved(markdown: str, page: str, exists: Callable[[str], bool] = lambda path:
         return match["text"] if exists(path) else match[0]
 
     return "".join(_LINK.sub(replaced, text) if is_prose else text for text, is_prose in prose(markdown))
+
+
+def fetched(text: str) -> str:
+    """The first thing of a page or style sheet that a browser would fetch from another host by itself; empty if there is none."""
+    found = _FETCHED.search(text)
+    return found[0] if found else ""

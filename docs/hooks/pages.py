@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,6 @@ import statuses  # noqa: E402 - of tests/unit: one service in use, so that every
 from ptolemy import config as services_file  # noqa: E402
 from ptolemy import exporter, site  # noqa: E402
 from ptolemy_client import arguments  # noqa: E402
-
-# What a browser fetches by itself.
-_FETCHED = re.compile(
-    r"<(?:script|img|iframe|source|video|audio)\b[^>]*\bsrc=[\"']?(?:https?:)?//[^\"' >]*"
-    r"|<link\b(?![^>]*\brel=[\"']?canonical)[^>]*\bhref=[\"']?(?:https?:)?//[^\"' >]*"
-    r"|(?:@import\s*[\"']|url\([\"']?)(?:https?:)?//[^\"')]*"
-)
 
 
 def _text(path: str) -> str:
@@ -80,5 +72,5 @@ def on_post_build(config: MkDocsConfig) -> None:
     for path in sorted(Path(config.site_dir).rglob("*")):
         if path.suffix not in (".html", ".css"):
             continue
-        if found := _FETCHED.search(path.read_text(encoding="utf-8")):
-            raise PluginError(f"{path}: fetches something from elsewhere: {found[0]}")
+        if found := links.fetched(path.read_text(encoding="utf-8")):
+            raise PluginError(f"{path}: fetches something from elsewhere: {found}")

@@ -288,8 +288,8 @@ SECTIONS = (
 )
 
 
-def changelog(released: str, fragments: Iterable[Path]) -> str:
-    """The changelog of the releases, and before it what the fragments say of the next one."""
+def changelog(released: str, fragments: Iterable[Path], title: str = "Unreleased") -> str:
+    """The changelog of the releases, and before them, under ``title``, what the fragments say of the next one."""
     found: dict[str, list[str]] = {}
     for path in fragments:
         for section, sentences in yaml.safe_load(path.read_text(encoding="utf-8")).items():
@@ -297,6 +297,6 @@ def changelog(released: str, fragments: Iterable[Path]) -> str:
     head, mark, rest = released.partition("\n## ")
     parts = [head.rstrip() + "\n"]
     if found:
-        parts.append("## Unreleased\n")
-        parts += [f"### {title}\n\n" + "".join(f"- {it}\n" for it in found[name]) for name, title in SECTIONS if name in found]
+        parts.append(f"## {title}\n")
+        parts += [f"### {section}\n\n" + "".join(f"- {it}\n" for it in found[name]) for name, section in SECTIONS if name in found]
     return "\n".join(parts) + (mark + rest if mark else "")

@@ -14,6 +14,7 @@ import pytest
 import links
 import ptolemy.__main__
 import reference
+import release
 
 ROOT = links.CHECKOUT
 LISTED = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
@@ -216,3 +217,43 @@ def test_the_changelog_has_the_fragments_before_the_releases(tmp_path: Path) -> 
     titles = [line for line in text.splitlines() if line.startswith("#")]
     assert titles == ["# Changelog", "## Unreleased", "### Major changes", "### Bug fixes", "## 1.0"]
     assert "- `x` was cut.\n" in text
+
+
+def test_a_release_moves_the_fragments_into_the_changelog(tmp_path: Path) -> None:
+    page, fragments = tmp_path / "CHANGELOG.md", tmp_path / "fragments"
+    fragments.mkdir()
+    page.write_text("# Changelog\n\nNothing has been released yet.\n")
+    for version, words in (("0.1.0", "One."), ("0.2.0", "Two.")):
+        (fragments / "1-a.yml").write_text(f"minor_changes: [{words}]\n")
+        assert release.release(version, page, fragments, "2027-01-31") == 0
+    assert list(fragments.iterdir()) == []
+    one, two = (f"## 0.{number}.0 (2027-01-31)\n\n### Minor changes\n\n- {words}\n" for number, words in ((1, "One."), (2, "Two.")))
+    assert page.read_text() == f"# Changelog\n\n{two}\n{one}"
+
+
+@pytest.mark.parametrize("version", ["1.0", "0.1.0"])
+def test_a_release_wants_a_new_version(tmp_path: Path, version: str) -> None:
+    (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n## 0.1.0 (2026-12-01)\n")
+    (tmp_path / "1-a.yml").write_text("minor_changes: [One.]\n")
+    assert release.release(version, tmp_path / "CHANGELOG.md", tmp_path, "2027-01-31") == 2
+    assert (tmp_path / "1-a.yml").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<script src="https://cdn.example.org/x.js"></script>',
+        "<img src=//example.org/x.png>",
+        '<link rel="stylesheet" href="https://fonts.example.org/css">',
+        "a{background:url(https://example.org/x.png)}",
+    ],
+)
+def test_what_a_browser_would_fetch_from_elsewhere_is_found(text: str) -> None:
+    assert links.fetched(text)
+
+
+@pytest.mark.parametrize(
+    "text", ['<a href="https://example.org">x</a>', '<script src="../x.js"></script>', '<link rel="canonical" href="https://example.org/">']
+)
+def test_a_link_that_people_follow_is_no_fetch(text: str) -> None:
+    assert not links.fetched(text)
