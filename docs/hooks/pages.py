@@ -55,6 +55,13 @@ def generated() -> dict[str, str]:
     return pages
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put the roles into the navigation, at the end of the reference."""
+    roles = [{source.split("/")[1]: page} for source, page in links.PAGES.items() if source.startswith("roles/")]
+    next(part["Reference"] for part in config.nav or [] if "Reference" in part).append({"Roles": roles})
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add them."""
     for page, text in generated().items():
