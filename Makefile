@@ -27,7 +27,7 @@ help: ## this list
 bootstrap: ## host packages and .venv
 	@lab/bootstrap
 
-.PHONY: lab lab-down lab-status
+.PHONY: lab lab-down lab-status lab-spare-node
 lab: bootstrap ## a cluster in containers, provisioned by site.yml, that answers a chat
 	@$(LAB) up
 
@@ -37,15 +37,22 @@ lab-down: bootstrap ## remove all that `make lab` made, but not the cache
 lab-status: bootstrap ## the lab's containers, jobs, services, replicas, servers
 	@$(LAB) status
 
+lab-spare-node: bootstrap ## one more bare machine beside the lab's, n3: docs/first-lab.md makes it a node
+	@$(LAB) spare-node
+
 .PHONY: clean-cache
 clean-cache: bootstrap ## forget images, downloads and build caches, so that the next run starts from nothing
 	@$(LAB) clean-cache
 
-.PHONY: test test-lint test-unit test-client test-gateway test-molecule test-protections
-test: bootstrap ## everything, as CI runs it: lint, unit, client, gateway, molecule
+.PHONY: docs
+docs: ## the pages of docs/ and the reference as a site, in site/; a warning is an error
+	@python=$$(lab/bootstrap docs) && NO_MKDOCS_2_WARNING=1 "$$python" -m mkdocs build --strict --quiet && echo "site/index.html"
+
+.PHONY: test test-lint test-unit test-client test-docs test-gateway test-molecule test-protections
+test: bootstrap ## everything, as CI runs it: lint, unit, docs, client, gateway, molecule
 	@started=$$SECONDS mark=$$$$-$$RANDOM; \
 	at() { printf '\n==> %s (+%02d:%02d)\n' "$$1" $$(((SECONDS - started) / 60)) $$(((SECONDS - started) % 60)); }; \
-	for part in lint unit client gateway molecule; do \
+	for part in lint unit docs client gateway molecule; do \
 	  at "test-$$part"; \
 	  PTOLEMY_TEST_RUN=$$mark $(MAKE) --no-print-directory test-$$part; \
 	done; \
@@ -62,12 +69,15 @@ test-lint: bootstrap ## yamllint, ruff, mypy, ansible-lint, the modules' documen
 	cd bench && MYPYPATH=.. mypy --config-file ../pyproject.toml *.py
 	cd bench/gateway && MYPYPATH=..:../../tests mypy --config-file ../../pyproject.toml *.py
 	mypy --package demo
+	cd docs/hooks && mypy --config-file ../../pyproject.toml links.py reference.py ../../changelogs/release.py
 	venv=$$(client/bootstrap) && cd client && mypy --config-file pyproject.toml --python-executable "$$venv/bin/python"
 	ansible-lint --offline
 	@for module in $(MODULES); do echo "ansible-doc -t module $$module"; ansible-doc -t module $$module >/dev/null; done
 
 test-unit: bootstrap ## the control plane, without any host (the fast loop)
 	pytest tests/unit
+
+test-docs: docs ## the site can be built: pages, links, anchors, the reference
 
 test-client: bootstrap ## the researchers' batch client against a stub gateway, in an environment of its own
 	venv=$$(client/bootstrap) && cd client && "$$venv/bin/pytest"
@@ -81,6 +91,10 @@ test-protections: bootstrap ## whether each of the gateway's protections has a t
 test-molecule: bootstrap ## site.yml on bare hosts of Debian 13 and 12, then the cluster's tests (SCENARIOS=default for one)
 	@$(AS_ROOT) lab/molecule $(SCENARIOS)
 
+.PHONY: test-guide
+test-guide: bootstrap ## the commands of docs/first-lab.md, in a lab of their own (minutes; not in `make test`)
+	@$(AS_ROOT) $(CURDIR)/.venv/bin/pytest -s tests/guide
+
 .PHONY: test-browser
 test-browser: bootstrap ## the status page in a real browser against the lab that is up (needs chromium)
 	@$(AS_ROOT) lab/verify tests/browser
@@ -88,7 +102,7 @@ test-browser: bootstrap ## the status page in a real browser against the lab tha
 .PHONY: lock
 lock: ## every requirements' .in and the client's, with hashes for every platform, and Open WebUI's for x86-64 (needs uv)
 	@lock() { uv pip compile --quiet --universal --generate-hashes --upgrade --python-version "$$@"; } && \
-	for name in lab/requirements lab/clients demo/requirements; do lock 3.11 -o $$name.txt $$name.in; done && \
+	for name in lab/requirements lab/clients lab/docs demo/requirements; do lock 3.11 -o $$name.txt $$name.in; done && \
 	lock 3.9 --extra build -o client/requirements.txt client/pyproject.toml && \
 	lock 3.9 --extra build --extra test -o client/requirements-test.txt client/pyproject.toml && \
 	cd roles/openwebui/files && for python in 3.11 3.12; do \

@@ -19,13 +19,15 @@ from settings import CHECKOUT, LABEL, OWNER_LABEL, Settings
 from steps import LabError, capture, say, succeeds
 
 # Static addresses: slurmctld caches those of its nodes, and a restarted container would come back with another.
-HOSTS = {"head": 10, "n1": 11, "n2": 12, "web": 13}
+HOSTS = {"head": 10, "n1": 11, "n2": 12, "web": 13, "n3": 14}
 GATEWAY_HOST = "head"
 GATEWAY_PORT = 8080
 DEFAULT_PORT = 8080
 # With Open WebUI there is one more host, and the gateway answers people's browsers at one more port.
 OPENWEBUI_HOST = "web"
 OPENWEBUI_PORT = 8443
+# Not in inventory/lab: docs/first-lab.md adds it to an inventory of the reader's.
+SPARE_HOST = "n3"
 
 
 @functools.cache
@@ -114,7 +116,8 @@ def addresses(subnet: ipaddress.IPv4Network) -> dict[str, str]:
 
 def hosts(settings: Settings) -> list[str]:
     """The hosts that this lab has."""
-    return [host for host in HOSTS if host != OPENWEBUI_HOST or settings.openwebui]
+    left_out = {OPENWEBUI_HOST: not settings.openwebui, SPARE_HOST: not settings.spare}
+    return [host for host in HOSTS if not left_out.get(host)]
 
 
 def has_openwebui(settings: Settings) -> bool:

@@ -77,6 +77,18 @@ def cmd_containers_down(settings: Settings, _arguments: argparse.Namespace) -> N
         say(f"nothing of {settings.prefix} is there")
 
 
+def cmd_spare_node(settings: Settings, _arguments: argparse.Namespace) -> None:
+    """A machine with nothing on it, beside the lab's: what a new node is before it is in the inventory."""
+    containers.check_host()
+    if not containers.labelled(settings):
+        raise LabError(f"no lab with prefix {settings.prefix} is there: make lab")
+    settings = dataclasses.replace(settings, openwebui=containers.has_openwebui(settings), spare=True)
+    steps = Steps(count_of_steps(settings, 1))
+    found = prepare(settings, steps)
+    steps.begin(f"container {containers.container(settings, containers.SPARE_HOST)}")
+    containers.containers_up(settings, found, containers.published_port(settings))
+
+
 def cmd_up(settings: Settings, arguments: argparse.Namespace) -> None:
     containers.check_host()
     port = containers.published_port(settings)
@@ -213,6 +225,7 @@ def parser() -> argparse.ArgumentParser:
     up.set_defaults(run=cmd_up)
     actions.add_parser("down", parents=[common], help="remove it").set_defaults(run=cmd_containers_down)
     actions.add_parser("status", parents=[common], help="containers, jobs, replicas").set_defaults(run=cmd_status)
+    actions.add_parser("spare-node", parents=[common], help="one more bare machine, n3").set_defaults(run=cmd_spare_node)
     actions.add_parser("clean-cache", parents=[common], help="remove cached images and downloads").set_defaults(run=cmd_clean_cache)
     hosts = actions.add_parser("containers", help="the bare hosts only").add_subparsers(required=True, metavar="up|down")
     # Tests reach the hosts by their addresses, so nothing is published unless a port is asked for.

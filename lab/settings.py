@@ -33,6 +33,8 @@ class Settings:
     sdist: str
     # One more host, with Open WebUI.
     openwebui: bool = False
+    # One more bare machine, for trying how a node is added.
+    spare: bool = False
     # Hosts with this prefix that another checkout made may be removed: whoever says so knows that its run has ended.
     take_over: bool = False
 

@@ -17,10 +17,10 @@ from .config import DEFAULT_PATH, load
 from .errors import PtolemyError
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 0 done, 1 not so, 2 wrong usage or configuration."""
-    parser = argparse.ArgumentParser(prog="ptolemy", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="ptolemy", description=__doc__)
+    commands = made.add_subparsers(dest="command", required=True)
     show = commands.add_parser("status", help="show services, replicas, endpoints and servers")
     show.add_argument("--json", action="store_true", help="print what the daemon wrote, as JSON")
     live = commands.add_parser("top", help="show the status page in the terminal, live; q or Ctrl-C ends")
@@ -39,7 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("quantize", help="quantise a model, the spec on standard input (playbooks/quantize.yml starts it as a job)")
     for command in (show, live, patience, metrics, *(commands.choices[name] for name in ("check", "daemon", "keys"))):
         command.add_argument("--services", default=DEFAULT_PATH, metavar="FILE", help=f"the services file (default: {DEFAULT_PATH})")
-    given = parser.parse_args(arguments)
+    return made
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. Returns the exit status: 0 done, 1 not so, 2 wrong usage or configuration."""
+    given = parser().parse_args(arguments)
     try:
         if given.command == "replica":
             return replica.main()

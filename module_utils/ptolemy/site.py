@@ -77,6 +77,8 @@ _SERVICE_OPTIONAL = frozenset(
     "kind max guaranteed opportunistic target_load batch_share scale_in_delay reservation nodes exclusive opportunistic_partition"
     " opportunistic_options opportunistic_time_min flags sbatch_options start_timeout stop_grace drain_before_end".split()
 )
+# What an inventory may say of a service, and whether it must.
+SERVICE_KEYS: Mapping[str, bool] = {key: key not in _SERVICE_OPTIONAL for key in _SERVICE}
 _SITE: Mapping[str, Rule] = {
     "slurm_managed": boolean,
     "ptolemy_user": text(r"(?!root$)[a-z_][a-z0-9_-]{0,31}", "the name of an unprivileged account"),
