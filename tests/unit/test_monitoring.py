@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +46,20 @@ def test_an_alert_has_words_a_severity_and_a_runbook(alert: dict[str, Any]) -> N
 
 def test_every_rule_test_is_of_an_alert_that_is_there() -> None:
     assert {case["alertname"] for case in CASES} == {rule["alert"] for rule in ALERTS}
+
+
+def test_the_dashboards_are_what_their_maker_makes() -> None:
+    place = CHECKOUT / "roles" / "monitoring"
+    made = runpy.run_path(str(place / "dashboards" / "make.py"))
+    files = {path.stem: path.read_text(encoding="utf-8") for path in (place / "files" / "dashboards").glob("*.json")}
+    assert files == {name: made["text"](of) for name, of in made["DASHBOARDS"].items()}, "run roles/monitoring/dashboards/make.py"
+
+
+def test_a_dashboards_panels_do_not_overlap_and_have_queries() -> None:
+    for path in (CHECKOUT / "roles/monitoring/files/dashboards").glob("*.json"):
+        panels = json.loads(path.read_text(encoding="utf-8"))["panels"]
+        cells = [
+            (it["x"] + x, it["y"] + y) for it in (panel["gridPos"] for panel in panels) for x in range(it["w"]) for y in range(it["h"])
+        ]
+        assert len(cells) == len(set(cells)) and max(x for x, _ in cells) < 24
+        assert all(panel["title"] and panel["targets"] for panel in panels)
