@@ -62,6 +62,7 @@ test-lint: bootstrap ## yamllint, ruff, mypy, ansible-lint, the modules' documen
 	cd bench && MYPYPATH=.. mypy --config-file ../pyproject.toml *.py
 	cd bench/gateway && MYPYPATH=..:../../tests mypy --config-file ../../pyproject.toml *.py
 	mypy --package demo
+	mypy roles/monitoring/dashboards/make.py
 	venv=$$(client/bootstrap) && cd client && mypy --config-file pyproject.toml --python-executable "$$venv/bin/python"
 	ansible-lint --offline
 	@for module in $(MODULES); do echo "ansible-doc -t module $$module"; ansible-doc -t module $$module >/dev/null; done

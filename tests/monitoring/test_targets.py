@@ -84,6 +84,13 @@ def test_a_second_run_changes_nothing(cluster):
     assert playbook("monitoring").changed == 0
 
 
+def test_a_host_beside_the_gateway_is_refused(cluster, tmp_path):
+    (tmp_path / "hosts.yml").write_text("monitoring: {hosts: {n1: }}\n")
+    played = try_playbook("monitoring", "-i", str(tmp_path / "hosts.yml"))
+    assert played.status != 0 and played.changed == 0
+    assert "group monitoring: must be the gateway, head," in " ".join(played.shown.split())
+
+
 def test_a_wrong_setting_is_named_before_anything_changes(cluster):
     played = try_playbook("monitoring", "--limit", "head", monitoring_interval="soon")
     assert played.status != 0 and played.changed == 0 and "monitoring_interval: must be a number" in played.shown
