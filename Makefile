@@ -21,7 +21,7 @@ MODULES := $(basename $(notdir $(wildcard library/*.py)))
 .PHONY: help
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "Variables: LAB_PORT (8080), LAB_SUITE (trixie|bookworm), LAB_OPENWEBUI (yes), LAB_MIRROR, LAB_BASE_IMAGE, LAB_LLAMA_SDIST, PTOLEMY_CACHE, SCENARIOS"
+	@echo "Variables: LAB_PORT (8080), LAB_SUITE (trixie|bookworm), LAB_OPENWEBUI (yes), LAB_MONITORING (yes), LAB_MIRROR, LAB_BASE_IMAGE, LAB_LLAMA_SDIST, PTOLEMY_CACHE, SCENARIOS"
 
 .PHONY: bootstrap
 bootstrap: ## host packages and .venv
@@ -70,6 +70,7 @@ test-lint: bootstrap ## yamllint, ruff, mypy, ansible-lint, the modules' documen
 	cd bench/gateway && MYPYPATH=..:../../tests mypy --config-file ../../pyproject.toml *.py
 	mypy --package demo
 	cd docs/hooks && mypy --config-file ../../pyproject.toml links.py reference.py ../../changelogs/release.py
+	mypy roles/monitoring/dashboards/make.py
 	venv=$$(client/bootstrap) && cd client && mypy --config-file pyproject.toml --python-executable "$$venv/bin/python"
 	ansible-lint --offline
 	@for module in $(MODULES); do echo "ansible-doc -t module $$module"; ansible-doc -t module $$module >/dev/null; done

@@ -19,7 +19,7 @@ for host in head n1 n2; do
   podman container exists "$prefix-$host" || continue
   on "$host" 'failed units' 'systemctl list-units --failed --no-legend --plain'
   on "$host" 'journal of munge, Slurm, HAProxy, ptolemyd' \
-    'journalctl --no-pager -o short-precise -n 60 -u munge -u slurmctld -u slurmd -u haproxy -u ptolemyd'
+    'journalctl --no-pager -o short-precise -n 60 -u munge -u slurmctld -u slurmd -u haproxy -u ptolemyd -u prometheus'
   on "$host" 'Slurm logs' 'tail -n 30 /var/log/slurm/*.log 2>/dev/null'
 done
 if podman container exists "$prefix-head"; then

@@ -35,6 +35,8 @@ class Settings:
     openwebui: bool = False
     # One more bare machine, for trying how a node is added.
     spare: bool = False
+    # Prometheus on the head.
+    monitoring: bool = False
     # Hosts with this prefix that another checkout made may be removed: whoever says so knows that its run has ended.
     take_over: bool = False
 
@@ -50,6 +52,7 @@ class Settings:
             "LAB_SUITE": self.suite,
             "LAB_STATE_DIR": str(self.state),
             "LAB_OPENWEBUI": "yes" if self.openwebui else "",
+            "LAB_MONITORING": "yes" if self.monitoring else "",
             "PTOLEMY_CACHE": str(self.cache),
         }
 
@@ -77,5 +80,6 @@ def load(prefix: str | None, suite: str | None) -> Settings:
         base_image=os.environ.get("LAB_BASE_IMAGE") or "",
         sdist=os.environ.get("LAB_LLAMA_SDIST") or "",
         openwebui=os.environ.get("LAB_OPENWEBUI") == "yes",
+        monitoring=os.environ.get("LAB_MONITORING") == "yes",
         take_over=os.environ.get("LAB_TAKE_OVER") == "yes",
     )

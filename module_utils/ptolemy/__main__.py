@@ -1,7 +1,7 @@
 """The command ``ptolemy``.
 
 ``status``, ``top``, ``wait``, ``keys`` and ``usage`` are for people, ``daemon`` and ``exporter`` for systemd, ``replica`` and
-``quantize`` for jobs.
+``quantize`` for jobs, ``scrape-keys`` for Ansible.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import sys
 import time
 
-from . import daemon, exporter, keys_command, quantize, replica, status, top, usage_command
+from . import daemon, exporter, keys_command, quantize, replica, scrape, status, top, usage_command
 from .config import DEFAULT_PATH, load
 from .errors import PtolemyError
 
@@ -35,9 +35,13 @@ def parser() -> argparse.ArgumentParser:
     metrics = commands.add_parser("exporter", help="answer Prometheus and the status page from what the daemon wrote (systemd starts it)")
     metrics.add_argument("--listen", default="127.0.0.1:9177", metavar="HOST:PORT", help="(default: 127.0.0.1:9177)")
     metrics.add_argument("--backend-key", default="", metavar="FILE", help="the key of llama-servers, to ask them for their counts")
+    scraping = commands.add_parser("scrape-keys", help="give Prometheus the keys of llama-servers, a file a service (roles/monitoring)")
+    scraping.add_argument("--backend-key", required=True, metavar="FILE", help="the site's key, from which they are made")
+    scraping.add_argument("--into", required=True, metavar="DIR", help="where the files are to be")
+    scraping.add_argument("--group", default="prometheus", help="who may read them (default: prometheus)")
     commands.add_parser("replica", help="serve one replica, its spec on standard input (the job script starts it)")
     commands.add_parser("quantize", help="quantise a model, the spec on standard input (playbooks/quantize.yml starts it as a job)")
-    for command in (show, live, patience, metrics, *(commands.choices[name] for name in ("check", "daemon", "keys"))):
+    for command in (show, live, patience, metrics, scraping, *(commands.choices[name] for name in ("check", "daemon", "keys"))):
         command.add_argument("--services", default=DEFAULT_PATH, metavar="FILE", help=f"the services file (default: {DEFAULT_PATH})")
     return made
 
@@ -58,6 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
         config = load(given.services)
         if given.command == "keys":
             print("\n".join(keys_command.run(given, config)))
+            return 0
+        if given.command == "scrape-keys":
+            for line in scrape.write_keys(list(config.services), given.backend_key, given.into, given.group):
+                print(line)
             return 0
         path = config.site.status_file
         if given.command == "check":

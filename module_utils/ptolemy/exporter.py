@@ -1,4 +1,4 @@
-"""``ptolemy exporter``: what the daemon last wrote, for Prometheus and for the status page.
+"""``ptolemy exporter``: what the daemon last wrote, for Prometheus and for the status page, and where Prometheus finds llama-servers.
 
 A process of its own, so that no visitor can hold up the control loop. The text format is Prometheus' exposition format 0.0.4, https://prometheus.io/docs/instrumenting/exposition_formats/
 """
@@ -13,13 +13,17 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Iterator, Mapping, Sequence
 
-from . import status
+from . import record, status
 from .config import load
 from .errors import ConfigError, PtolemyError
+from .slurm import RUNNING
 from .watch import KEY_HEADER, Watch
 
 PATIENCE = 5.0  # seconds that a visitor may take to say what they want
 STATES = ("ready", "starting", "asleep", "off")
+WAITING = "waiting"
+KINDS = (WAITING, *record.STATES)
+TARGETS = "/targets/"
 # The shape of the gateway's own errors, see roles/haproxy.
 UNKNOWN = json.dumps(
     {
@@ -67,6 +71,51 @@ def metrics(seen: Mapping[str, Any]) -> Iterator[str]:
     ):
         tiers = [({"service": row["service"], "tier": tier}, queue[key]) for row in services for tier, queue in row["tiers"].items()]
         yield from _metric(name, "gauge", words, tiers)
+    arrived = [({"service": row["service"]}, row["arrived"]) for row in services]
+    yield from _metric("requests_total", "counter", "Requests that came to the service since HAProxy was started or reloaded.", arrived)
+    yield from _replicas(services)
+
+
+def _replicas(services: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What becomes of replicas and rollouts."""
+    kinds = [
+        ({"service": row["service"], "state": kind}, sum(_kind(replica) == kind for replica in row["replicas"]))
+        for row in services
+        for kind in KINDS
+    ]
+    yield from _metric("replicas", "gauge", "Replica jobs by their state; waiting is for a GPU.", kinds)
+    gpus = [
+        ({"service": row["service"], "node": node}, sum(len(replica["gpus"]) for replica in row["replicas"] if replica["host"] == node))
+        for row in services
+        for node in sorted({replica["host"] for replica in row["replicas"] if replica["host"]})
+    ]
+    yield from _metric("gpus", "gauge", "GPUs that the service's replicas have on a node.", gpus)
+    old = [({"service": row["service"]}, sum(_is_old(replica, row) for replica in row["replicas"])) for row in services]
+    yield from _metric("replicas_outdated", "gauge", "Replicas of neither the present revision nor the canary's.", old)
+    failed = [({"service": row["service"]}, len(row["failures"])) for row in services]
+    yield from _metric("replica_failures", "gauge", "Replicas of the present revision that failed lately; 0 as soon as one serves.", failed)
+    canaries = [({"service": row["service"]}, row["canary"]) for row in services if row["canary"]]
+    if not canaries:
+        return
+    for name, key, words in (
+        ("rollout_start_timestamp_seconds", "asked_at", "When the rollout that is going on began."),
+        ("rollout_share", "share", "Share of the requests that its canary has; 0 while it starts and is tested."),
+    ):
+        yield from _metric(name, "gauge", words, [(labels, canary[key]) for labels, canary in canaries])
+    failed = [(labels, len(canary["failures"])) for labels, canary in canaries]
+    yield from _metric("rollout_failures", "gauge", "Canaries of the rollout that failed.", failed)
+
+
+def _kind(replica: Mapping[str, Any]) -> str:
+    """One of ``KINDS``. A job without a record of this run of it is starting."""
+    if replica["slurm"] != RUNNING:
+        return WAITING
+    return replica["state"] if replica["state"] in record.STATES else record.STARTING
+
+
+def _is_old(replica: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    present = (row["revision"], row["canary"]["revision"] if row["canary"] else row["revision"])
+    return bool(replica["revision"]) and replica["revision"] not in present
 
 
 def _metric(name: str, kind: str, words: str, samples: Sequence[tuple[Mapping[str, str], float]]) -> Iterator[str]:
@@ -78,7 +127,7 @@ def _metric(name: str, kind: str, words: str, samples: Sequence[tuple[Mapping[st
 
 
 def handler(path: str, watch: Watch) -> type[BaseHTTPRequestHandler]:
-    """Answers GET /metrics from the status file ``path`` and GET /status.json from ``watch``; 503 while there is nothing to tell."""
+    """Answers GET /metrics from the status file ``path``, /status.json and /targets/SERVICE from ``watch``; 503 where nothing is known."""
 
     class Handler(BaseHTTPRequestHandler):
         timeout = PATIENCE
@@ -88,7 +137,19 @@ def handler(path: str, watch: Watch) -> type[BaseHTTPRequestHandler]:
                 return self._metrics()
             if self.path == "/status.json":
                 return self._document()
-            return self._answer(404, TEXT, b"see /metrics and /status.json\n")
+            if self.path.startswith(TARGETS):
+                return self._targets(self.path[len(TARGETS) :])
+            return self._answer(404, TEXT, b"see /metrics, /status.json and /targets/SERVICE\n")
+
+        def _targets(self, service: str) -> None:
+            """Where the status is old or there is no such service, Prometheus keeps what it was told before."""
+            try:
+                found = watch.targets(service, time.time())
+            except (PtolemyError, KeyError, TypeError) as error:
+                return self._answer(503, TEXT, f"{error}\n".encode())
+            if found is None:
+                return self._answer(404, TEXT, b"no such service\n")
+            return self._answer(200, JSON, json.dumps(found).encode())
 
         def _metrics(self) -> None:
             try:

@@ -13,7 +13,7 @@ import time
 from functools import partial
 from typing import Any, Callable, Mapping
 
-from . import config, keys, page, status
+from . import config, keys, page, scrape, status
 from .errors import PtolemyError
 from .files import stamp_of
 from .meter import Meter
@@ -89,15 +89,25 @@ class Watch:
             made_at, made = self._made.get(operator, (0.0, b""))
             if 0 <= now - made_at < EVERY:
                 return made, operator
-            seen = status.read(self._site.status_file)
-            if now - seen["time"] > status.DEAD_AFTER:
-                raise PtolemyError(f"ptolemyd has said nothing for {page.span(now - seen['time'])}")
+            seen = self._fresh(now)
             shown = page.document(seen, self._trends, now)
             if operator:
                 shown = page.for_operators(shown, seen, users(self._site.users_file, now))
             made = json.dumps(shown, separators=(",", ":")).encode()
             self._made[operator] = (now, made)
             return made, operator
+
+    def targets(self, service: str, now: float) -> list[dict[str, Any]] | None:
+        """The llama-servers of a service for Prometheus, None where there is no such service. Raises PtolemyError as ``document``."""
+        with self._lock:
+            self._reload()
+            return scrape.targets(self._fresh(now), service, self._site.port_first)
+
+    def _fresh(self, now: float) -> dict[str, Any]:
+        seen = status.read(self._site.status_file)
+        if now - seen["time"] > status.DEAD_AFTER:
+            raise PtolemyError(f"ptolemyd has said nothing for {page.span(now - seen['time'])}")
+        return seen
 
     def _is_operator(self, key_hash: str, now: float) -> bool:
         if not key_hash or not self._site.operators:

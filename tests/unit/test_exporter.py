@@ -112,3 +112,21 @@ def test_it_answers_what_was_last_written_and_ends_when_told_to(exporting):
         urllib.request.urlopen(url.replace("metrics", "status"), timeout=5)
     process.send_signal(signal.SIGTERM)
     assert process.wait(5) == 0
+
+
+def test_targets_are_told_while_the_status_is_fresh(exporting):
+    path, url, _ = exporting
+    targets = url.replace("metrics", "targets/")
+
+    def ask(service):
+        with urllib.request.urlopen(targets + service, timeout=5) as answer:
+            assert answer.headers["Content-Type"] == "application/json"
+            return json.load(answer)
+
+    path.write_text(json.dumps(seen(time=time.time())))
+    assert [it["labels"]["replica"] for it in ask("chat")] == ["1"]
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        ask("chats")
+    path.write_text(json.dumps(seen(time=time.time() - 2 * status.DEAD_AFTER)))
+    with pytest.raises(urllib.error.HTTPError, match="503"):
+        ask("chat")
