@@ -55,7 +55,7 @@ def changed(path, value):
         (["services", "chat", "opportunistic"], 3, "f: services.chat.opportunistic: 3 is more than max, 2"),
         (["services", "chat", "guaranteed"], 1, "f: services.chat.max: must be guaranteed + opportunistic, 1; leave it out"),
         (["services", "chat", "target_load"], 0, "f: services.chat.target_load: must be above 0"),
-        (["services", "chat", "kind"], "embeddings", "f: services.chat.kind: must be chat or embedding, not 'embeddings'"),
+        (["services", "chat", "kind"], "embeddings", "f: services.chat.kind: must be chat, embedding or comfyui, not 'embeddings'"),
         (["services", "chat", "exclusive"], "yes", "f: services.chat.exclusive: must be true or false"),
         (["services", "chat", "flags"], "-b 1", "f: services.chat.flags: must be a list of strings"),
         (["services", "chat", "partition"], "a\n#SBATCH", "f: services.chat.partition: must be a string of one line"),
