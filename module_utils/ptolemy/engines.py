@@ -100,7 +100,8 @@ class LlamaServer:
 
     def computes(self, port: int) -> bool:
         """/health is answered even where nothing is computed any more (llama-server may hang so after a TERM, or its GPU), /metrics only
-        by the loop that computes."""
+        by the loop that computes.
+        """
         return does_answer(port, "/metrics", self._key)
 
     def running(self, port: int) -> int:
