@@ -33,6 +33,8 @@ class Settings:
     sdist: str
     # One more host, with Open WebUI.
     openwebui: bool = False
+    # ComfyUI's source (a directory, a tarball, or a URL of one), in place of the stand-in for it.
+    comfyui: str = ""
     # Hosts with this prefix that another checkout made may be removed: whoever says so knows that its run has ended.
     take_over: bool = False
 
@@ -48,6 +50,7 @@ class Settings:
             "LAB_SUITE": self.suite,
             "LAB_STATE_DIR": str(self.state),
             "LAB_OPENWEBUI": "yes" if self.openwebui else "",
+            "LAB_COMFYUI_SOURCE": self.comfyui,
             "PTOLEMY_CACHE": str(self.cache),
         }
 
@@ -74,6 +77,7 @@ def load(prefix: str | None, suite: str | None) -> Settings:
         mirror=os.environ.get("LAB_MIRROR") or "",
         base_image=os.environ.get("LAB_BASE_IMAGE") or "",
         sdist=os.environ.get("LAB_LLAMA_SDIST") or "",
+        comfyui=os.environ.get("LAB_COMFYUI_SOURCE") or "",
         openwebui=os.environ.get("LAB_OPENWEBUI") == "yes",
         take_over=os.environ.get("LAB_TAKE_OVER") == "yes",
     )

@@ -33,17 +33,18 @@ class Painter:
     Args:
         session: sends the key with each request.
         url: of the service, as ``http://gateway:8080/m/draw``.
+        size: of its pictures, in pixels.
     """
 
-    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
-        self.session, self.url = session, url
+    def __init__(self, session: aiohttp.ClientSession, url: str, size: int = 16) -> None:
+        self.session, self.url, self.size = session, url, size
 
     async def send(self, method: str, path: str, **options: Any) -> tuple[int, bytes]:
         async with self.session.request(method, self.url + path, **options) as answer:
             return answer.status, await answer.read()
 
     async def prompt(self, color: int, **more: Any) -> str:
-        status, body = await self.send("POST", "/prompt", json={"prompt": workflow(color), **more})
+        status, body = await self.send("POST", "/prompt", json={"prompt": workflow(color, self.size), **more})
         assert status == 200, body
         return str(json.loads(body)["prompt_id"])
 
@@ -67,10 +68,10 @@ class Painter:
                     return color_of(await self.result(prompt))
         raise AssertionError("the websocket was closed before the picture was painted")
 
-    async def poll(self, color: int) -> int:
+    async def poll(self, color: int, seconds: float = 0.0) -> int:
         """As a script does it, without a websocket."""
-        prompt = await self.prompt(color)
-        for _ in range(200):
+        prompt = await self.prompt(color, extra_data={"standin_seconds": seconds})
+        for _ in range(4000):
             status, body = await self.send("GET", f"/history/{prompt}")
             assert status == 200, body
             if json.loads(body):

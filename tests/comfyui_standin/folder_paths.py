@@ -9,7 +9,7 @@ base_path = ""
 
 def set_base(directory: str) -> None:
     """Take a base directory, with one below it for each type of file."""
-    global base_path
+    global base_path  # noqa: PLW0603 - as in ComfyUI, where it is a variable of this module, too
     base_path = directory
     for name in ("input", "output", "temp"):
         os.makedirs(os.path.join(directory, name), exist_ok=True)

@@ -29,7 +29,7 @@ def known(prompt_id: str) -> bool:
 
 @web.middleware
 async def guard(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
-    """Let nobody in without the key, but for the number of prompts; and say that a prompt is unknown, rather than to let its client wait."""
+    """Let nobody in without the key, but for the number of prompts; and say that a prompt is unknown, rather than let its client wait."""
     path = request.path.removeprefix("/api")
     if path == "/prompt" and request.method == "GET":
         return await handler(request)
