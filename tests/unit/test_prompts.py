@@ -117,7 +117,7 @@ def test_haproxy_gives_an_instance_as_many_connections_as_come():
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"exec_info": {"queue_remaining": "3"}}', b'{"exec_info": {"queue_remaining": -1}}'])
 def test_an_answer_that_is_none_is_told_from_an_empty_queue(body):
-    with pytest.raises(ValueError, match="queue_remaining|Expecting"):
+    with pytest.raises(ValueError, match=r"queue_remaining|Expecting"):
         remaining(body)
 
 

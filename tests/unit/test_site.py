@@ -396,39 +396,3 @@ def test_the_playbook_stops_with_a_line_for_each_mistake(tmp_path: Path) -> None
         assert line in said
     for secret in (tmp_path / "state").iterdir():
         assert secret.read_text(encoding="utf-8").strip() not in said
-
-
-def pictures(model: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-    models = {**site()["ptolemy_models"], "sdxl": {"file": "sdxl.safetensors", "folder": "checkpoints", **(model or {})}}
-    models["sdxl"] = {"source": "/srv/sdxl.safetensors", "sha256": "1" * 64, "licence": "OpenRAIL++", **models["sdxl"]}
-    draw = {key: value for key, value in site()["ptolemy_services"]["chat"].items() if key not in ("model", "context", "servers_per_gpu")}
-    services = {**site()["ptolemy_services"], "draw": {**draw, "kind": "comfyui", "models": ["sdxl"], "flags": [], **changes}}
-    return site(ptolemy_models=models, ptolemy_services=services)
-
-
-def test_a_comfyui_has_models_with_folders_and_no_context() -> None:
-    assert complaints(pictures()) == {}
-    assert complaints(pictures(models=[])) == {}
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"models": ["sdx"]}, "ptolemy_services.draw.models"),
-        ({"models": "sdxl"}, "ptolemy_services.draw.models"),
-        ({"models": ["demo"]}, "ptolemy_models.demo.folder"),
-        ({"model": "sdxl"}, "ptolemy_services.draw.model"),
-        ({"servers_per_gpu": 2}, "ptolemy_services.draw.servers_per_gpu"),
-        ({"model": {"folder": "Check points"}}, "ptolemy_models.sdxl.folder"),
-    ],
-)
-def test_what_a_comfyui_cannot_have_is_named(changes: dict[str, Any], named: str) -> None:
-    wrong = pictures(changes["model"]) if isinstance(changes.get("model"), dict) else pictures(**changes)
-    assert named in complaints(wrong)
-
-
-def test_a_chat_service_has_no_model_of_comfyui() -> None:
-    wrong = pictures()
-    wrong["ptolemy_services"]["chat"] |= {"model": "sdxl"}
-    wrong["ptolemy_services"]["chat"] |= {"models": ["sdxl"]}
-    assert {"ptolemy_services.chat.model", "ptolemy_services.chat.models"} & set(complaints(wrong))
