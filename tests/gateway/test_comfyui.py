@@ -1,4 +1,7 @@
-"""ComfyUI's own API at the gateway: all calls of one prompt reach one instance. These are the stand-in, with Ptolemy's extension."""
+"""ComfyUI's own API at the gateway: all calls of one prompt reach one instance. These are the stand-in, with Ptolemy's extension.
+
+With PTOLEMY_TEST_COMFYUI, a directory with ComfyUI's `source` and a `venv` with its packages, they are the real one, on CPU.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -23,6 +27,9 @@ from local_gateway import API_KEY, BACKEND_KEY, ROOT, Gateway, free_port
 from ptolemy.comfyui import ComfyUI
 from ptolemy.keys import backend_key
 
+REAL = os.environ.get("PTOLEMY_TEST_COMFYUI", "")
+long_prompts = pytest.mark.skipif(bool(REAL), reason="no prompt of EmptyImage takes long in the real one")
+
 
 class Instance:
     """One running instance."""
@@ -31,17 +38,24 @@ class Instance:
         home = directory / "home"
         if not home.exists():
             home.mkdir()
-            (home / "source").symlink_to(ROOT / "tests" / "comfyui_standin")
-            (home / "venv").symlink_to(Path(sys.prefix))
+            (home / "source").symlink_to(Path(REAL) / "source" if REAL else ROOT / "tests" / "comfyui_standin")
+            (home / "venv").symlink_to(Path(REAL) / "venv" if REAL else sys.prefix)
             (home / "ptolemy").symlink_to(ROOT / "roles" / "comfyui" / "files" / "ptolemy")
-        spec = {"service": "draw", "comfyui": str(home), "comfyui_dir": str(directory), "comfyui_models": [], "model_path": "", "flags": []}
+        spec = {
+            "service": "draw",
+            "comfyui": str(home),
+            "comfyui_dir": str(directory),
+            "comfyui_models": [],
+            "model_path": "",
+            "flags": ["--cpu"],
+        }
         self.engine = ComfyUI(spec, backend_key("draw", BACKEND_KEY), str(job), 0)
         self.engine.check()
         self.port = free_port()
         self.name = self.engine.instance(self.port)
         command = self.engine.begin(self.port)
         self.process = subprocess.Popen(command, env=dict(self.engine.environment(self.port)))
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + (240 if REAL else 20)
         while not self.engine.is_ours(self.port):
             assert time.monotonic() < deadline and self.process.poll() is None
             time.sleep(0.05)
@@ -148,6 +162,7 @@ def test_a_draining_instance_gets_no_new_client_and_still_gives_its_pictures_out
     assert fresh == [*range(6), *range(6)]
 
 
+@long_prompts
 def test_a_prompt_whose_instance_died_is_unknown_and_not_waited_for(gateway: Gateway, instances: Any) -> None:
     first, _ = instances(), instances()
 
@@ -162,6 +177,7 @@ def test_a_prompt_whose_instance_died_is_unknown_and_not_waited_for(gateway: Gat
     assert [body for status, body in answers if status == 200] == [b"{}"] * 4
 
 
+@long_prompts
 def test_a_dead_instances_websockets_end(gateway: Gateway, instances: Any) -> None:
     first = instances()
 
@@ -210,6 +226,7 @@ def test_what_follows_an_upload_reaches_its_instance(gateway: Gateway, instances
     assert sorted(made) == [0, 6]
 
 
+@long_prompts
 def test_a_prompt_can_be_ended_by_its_id_alone(gateway: Gateway, instances: Any) -> None:
     both = [instances(), instances()]
 
