@@ -100,13 +100,23 @@ test-guide: bootstrap ## the commands of docs/first-lab.md, in a lab of their ow
 test-browser: bootstrap ## the status page in a real browser against the lab that is up (needs chromium)
 	@$(AS_ROOT) lab/verify tests/browser
 
+.PHONY: test-comfyui
+test-comfyui: bootstrap ## the tests of pictures with the real ComfyUI on CPU: COMFYUI_SOURCE=directory, tarball or URL (3 GB of packages)
+	@test -n "$(COMFYUI_SOURCE)" || { echo "name its source: make test-comfyui COMFYUI_SOURCE=path-or-url" >&2; exit 1; }
+	@export LAB_PREFIX=$${LAB_PREFIX:-ptolemy-comfyui} LAB_PORT=$${LAB_PORT:-18088} LAB_COMFYUI_SOURCE="$(COMFYUI_SOURCE)"; \
+	trap '$(LAB) down' EXIT; \
+	$(LAB) up && $(AS_ROOT) lab/verify tests/cluster/test_comfyui.py
+
 .PHONY: lock
-lock: ## every requirements' .in and the client's, with hashes for every platform, and Open WebUI's for x86-64 (needs uv)
+lock: ## every requirements' .in and the client's, with hashes for every platform, and Open WebUI's and ComfyUI's for x86-64 (needs uv)
 	@lock() { uv pip compile --quiet --universal --generate-hashes --upgrade --python-version "$$@"; } && \
-	for name in lab/requirements lab/clients lab/docs demo/requirements; do lock 3.11 -o $$name.txt $$name.in; done && \
+	for name in lab/requirements lab/clients lab/docs demo/requirements tests/comfyui_standin/requirements; do lock 3.11 -o $$name.txt $$name.in; done && \
 	lock 3.9 --extra build -o client/requirements.txt client/pyproject.toml && \
 	lock 3.9 --extra build --extra test -o client/requirements-test.txt client/pyproject.toml && \
 	cd roles/openwebui/files && for python in 3.11 3.12; do \
 	  uv pip compile --quiet --generate-hashes --upgrade --python-version $$python --python-platform x86_64-manylinux_2_36 \
 	    --override left-out.txt -o requirements-$$python.txt requirements.in; \
+	done && cd ../../comfyui/files && for python in 3.11 3.12 3.13; do \
+	  uv pip compile --quiet --generate-hashes --upgrade --python-version $$python --python-platform x86_64-manylinux_2_36 \
+	    -o requirements-$$python.txt requirements.in; \
 	done

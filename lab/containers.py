@@ -168,7 +168,8 @@ def _run_arguments(settings: Settings, host: str, image: str, known: dict[str, s
     debs = settings.cache / "apt" / suite / container(settings, host)
     ccache = settings.cache / "ccache" / suite
     wheels = settings.cache / "openwebui"
-    for directory in (debs / "partial", ccache, wheels):
+    comfyui = settings.cache / "comfyui"
+    for directory in (debs / "partial", ccache, wheels, comfyui):
         directory.mkdir(parents=True, exist_ok=True)
     options = ["--name", container(settings, host), "--hostname", host, "--label", f"{LABEL}={settings.prefix}"]
     options += ["--label", f"{OWNER_LABEL}={CHECKOUT}"]
@@ -176,6 +177,7 @@ def _run_arguments(settings: Settings, host: str, image: str, known: dict[str, s
     for other, address in known.items():
         options += ["--add-host", f"{other}:{address}"]
     options += ["--volume", f"{debs}:/var/cache/apt/archives", "--volume", f"{ccache}:/var/cache/ptolemy/llama.cpp/ccache"]
+    options += ["--volume", f"{comfyui}:/var/cache/ptolemy/comfyui:ro"]
     if host == OPENWEBUI_HOST:
         options += ["--volume", f"{wheels}:/var/cache/ptolemy/openwebui:ro"]
     if port is not None and host == GATEWAY_HOST:

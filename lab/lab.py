@@ -34,6 +34,8 @@ def prepare(settings: Settings, steps: Steps) -> dict[str, str]:
             found[suite] = images.ensure_image(dataclasses.replace(settings, suite=suite))
         steps.begin("llama.cpp source")
         sources.ensure_sdist(settings)
+        steps.begin("ComfyUI" if settings.comfyui else "the stand-in for ComfyUI")
+        sources.ensure_comfyui(settings)
         if settings.openwebui:
             steps.begin("Open WebUI's wheels")
             sources.ensure_wheelhouse(settings)
@@ -42,7 +44,7 @@ def prepare(settings: Settings, steps: Steps) -> dict[str, str]:
 
 def count_of_steps(settings: Settings, others: int) -> int:
     """What `prepare` does, and others."""
-    return others + len(containers.suites(settings)) + 1 + settings.openwebui
+    return others + len(containers.suites(settings)) + 2 + settings.openwebui
 
 
 @contextlib.contextmanager

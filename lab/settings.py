@@ -37,6 +37,8 @@ class Settings:
     spare: bool = False
     # Prometheus on the head.
     monitoring: bool = False
+    # ComfyUI's source (a directory, a tarball, or a URL of one), in place of the stand-in for it.
+    comfyui: str = ""
     # Hosts with this prefix that another checkout made may be removed: whoever says so knows that its run has ended.
     take_over: bool = False
 
@@ -53,6 +55,7 @@ class Settings:
             "LAB_STATE_DIR": str(self.state),
             "LAB_OPENWEBUI": "yes" if self.openwebui else "",
             "LAB_MONITORING": "yes" if self.monitoring else "",
+            "LAB_COMFYUI_SOURCE": self.comfyui,
             "PTOLEMY_CACHE": str(self.cache),
         }
 
@@ -79,6 +82,7 @@ def load(prefix: str | None, suite: str | None) -> Settings:
         mirror=os.environ.get("LAB_MIRROR") or "",
         base_image=os.environ.get("LAB_BASE_IMAGE") or "",
         sdist=os.environ.get("LAB_LLAMA_SDIST") or "",
+        comfyui=os.environ.get("LAB_COMFYUI_SOURCE") or "",
         openwebui=os.environ.get("LAB_OPENWEBUI") == "yes",
         monitoring=os.environ.get("LAB_MONITORING") == "yes",
         take_over=os.environ.get("LAB_TAKE_OVER") == "yes",

@@ -17,7 +17,9 @@ VERSION = "0.3.36"
 SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 FILE = f"llama_cpp_python-{VERSION}.tar.gz"
 # Open WebUI's host is a Debian 12.
-OPENWEBUI_PYTHON, OPENWEBUI_GLIBC = "3.11", 36
+OPENWEBUI_PYTHON, GLIBC = "3.11", 36
+# Which Python a Debian has.
+PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
 BACKEND = CHECKOUT / "lab" / "sdist_backend"
 
 
@@ -71,41 +73,73 @@ def _download(settings: Settings, into: Path) -> None:
 
 
 def ensure_wheelhouse(settings: Settings) -> Path:
-    """The wheels of Open WebUI's lock for the Python of its host, in the cache by the lock's hash."""
+    """The wheels of Open WebUI's lock for the Python of its host."""
     lock = CHECKOUT / "roles" / "openwebui" / "files" / f"requirements-{OPENWEBUI_PYTHON}.txt"
-    target = settings.cache / "openwebui" / _sha256(lock)[:12]
+    return _wheels(settings, "openwebui", lock, OPENWEBUI_PYTHON, "Open WebUI and what it needs (420 MB)")
+
+
+def ensure_comfyui(settings: Settings) -> None:
+    """ComfyUI's source, or the stand-in for it, as a tarball in the lab's state, with its checksum; and its wheels in the cache."""
+    settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    target, python = settings.state / "comfyui.tar", PYTHONS[settings.suite]
+    if settings.comfyui:
+        lock, what = CHECKOUT / "roles" / "comfyui" / "files" / f"requirements-{python}.txt", "ComfyUI's packages (3 GB)"
+    else:
+        lock, what = CHECKOUT / "tests" / "comfyui_standin" / "requirements.txt", "what the stand-in for ComfyUI needs (3 MB)"
+    source = settings.comfyui or str(CHECKOUT / "tests" / "comfyui_standin")
+    if Path(source).is_dir():
+        # The same bytes for the same files, so that a second run changes nothing.
+        options = ["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner", "--mode=u=rwX,go=rX"]
+        logged(
+            ["tar", *options, "--exclude=__pycache__", "--exclude=.git", "-C", source, "-cf", str(target), "."],
+            settings.log_dir / "comfyui.log",
+            timeout=300,
+        )
+    else:
+        logged(["curl", "--fail", "--location", "--output", str(target), _url(source)], settings.log_dir / "comfyui.log", timeout=1800)
+    (settings.state / "comfyui.tar.sha256").write_text(_sha256(target))
+    (settings.state / "comfyui.wheels").write_text(_wheels(settings, "comfyui", lock, python, what).name)
+
+
+def _url(source: str) -> str:
+    return source if "://" in source else Path(source).resolve().as_uri()
+
+
+def _wheels(settings: Settings, name: str, lock: Path, python: str, what: str) -> Path:
+    """The wheels of a lock, in the cache by its hash and the Python."""
+    target = settings.cache / name / (_sha256(lock)[:12] if name == "openwebui" else f"{_sha256(lock)[:12]}-{python}")
     if target.exists():
         say(f"{target} is there")
         return target
     incoming = target.with_suffix(".part")
     shutil.rmtree(incoming, ignore_errors=True)
     incoming.mkdir(parents=True)
-    say("downloading Open WebUI and what it needs (420 MB)")
-    download_wheels(settings, lock, incoming)
+    say(f"downloading {what}")
+    download_wheels(settings, lock, incoming, python)
     incoming.rename(target)
     say(f"{target}  {len(list(target.iterdir()))} wheels")
     return target
 
 
-def download_wheels(settings: Settings, lock: Path, into: Path) -> None:
-    """Fetch all wheels of a lock for the Python of Open WebUI's host.
+def download_wheels(settings: Settings, lock: Path, into: Path, python: str = OPENWEBUI_PYTHON) -> None:
+    """Fetch all wheels of a lock for a Python of the lab's hosts.
 
-    They are fetched for that Python and not with it, so that any interpreter here will do: the lock has no conditions.
+    They are fetched for that Python and not with it, so that any interpreter here will do: the locks have no conditions that matter.
 
     Raises:
         LabError: pip could not.
     """
-    digits = OPENWEBUI_PYTHON.replace(".", "")
-    tags = [f"manylinux_2_{minor}_{os.uname().machine}" for minor in range(OPENWEBUI_GLIBC, 4, -1)]
-    old = [f"{name}_{os.uname().machine}" for name in ("manylinux2014", "manylinux2010", "manylinux1", "linux")]
+    digits = python.replace(".", "")
+    tags = [f"manylinux_2_{minor}_{os.uname().machine}" for minor in range(GLIBC, 4, -1)]
+    old = [f"{kind}_{os.uname().machine}" for kind in ("manylinux2014", "manylinux2010", "manylinux1", "linux")]
     logged(
         [
             *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", str(into)),
             *("--require-hashes", "--requirement", str(lock), "--progress-bar", "off"),
-            *("--implementation", "cp", "--python-version", OPENWEBUI_PYTHON),
+            *("--implementation", "cp", "--python-version", python),
             *(option for abi in (f"cp{digits}", "abi3", "none") for option in ("--abi", abi)),
             *(option for tag in tags + old for option in ("--platform", tag)),
         ],
-        settings.log_dir / "openwebui-wheels.log",
+        settings.log_dir / "wheels.log",
         timeout=1800,
     )

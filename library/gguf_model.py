@@ -177,6 +177,8 @@ def header(files: tuple[catalogue.ModelFile, ...], states: list[State], params: 
     shards = [file.file for file in files if not params["mmproj"] or file.file != params["mmproj"]["file"]]
     if any(state.state == ABSENT for state in states if state.file in shards):
         return None
+    if not shards[0].endswith(".gguf"):
+        return None
     try:
         read = gguf.read_model([os.path.join(params["directory"], name) for name in shards])
         if read.size < read.expected_size:

@@ -125,6 +125,8 @@ def main() -> None:
     problems: list[str] = []
     for name, given in sorted(params["services"].items()):
         try:
+            if given.get("kind") == config.COMFYUI:
+                raise UncheckedError("ComfyUI moves its models between the GPU and the host by itself")
             model = params["models"][given["model"]]
             path = os.path.join(params["models_dir"], model["file"])
             service = service_of(name, given, path, "mmproj" in model)

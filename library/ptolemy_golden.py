@@ -11,7 +11,7 @@ module: ptolemy_golden
 short_description: Ask a rollout's canary questions with known answers
 description:
   - Runs on the gateway, and sends the questions to the canary's endpoints directly, each of which must do well enough.
-  - Without questions, one short chat must be answered; an embedding service must return a vector.
+  - Without questions, one short chat must be answered; an embedding service must return a vector, a ComfyUI a picture.
   - Changes nothing.
 options:
   name:
@@ -92,9 +92,9 @@ wrong:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.ptolemy.canary import Trial
-from ansible.module_utils.ptolemy.config import EMBEDDING, load
+from ansible.module_utils.ptolemy.config import COMFYUI, EMBEDDING, load
 from ansible.module_utils.ptolemy.errors import PtolemyError
-from ansible.module_utils.ptolemy.golden import SMOKE, cases, embed, examine
+from ansible.module_utils.ptolemy.golden import SMOKE, cases, embed, examine, paint
 from ansible.module_utils.ptolemy.keys import backend_key
 from ansible.module_utils.ptolemy.status import read
 
@@ -124,11 +124,17 @@ def main() -> None:
         if not urls:
             module.fail_json(msg=f"{name}: its canary is not ready; ptolemy_wait until=started waits for that")
         service, key = config.canaries[name].service, backend_key(name, params["backend_key"])
-        if service.kind == EMBEDDING:
+        if service.kind in (EMBEDDING, COMFYUI):
+            what = "vector" if service.kind == EMBEDDING else "picture"
             if params["cases"]:
-                module.fail_json(msg=f"{where}: an embedding service answers no chat; leave it out, one vector is asked for")
+                module.fail_json(
+                    msg=f"{where}: a service of the kind {service.kind} answers no chat; leave it out, one {what} is asked for"
+                )
             for url in urls:
-                embed(url, key, name, params["timeout"])
+                if service.kind == EMBEDDING:
+                    embed(url, key, name, params["timeout"])
+                else:
+                    paint(url, key, params["timeout"])
             module.exit_json(changed=False, asked=1, score=1.0, latency=0.0, wrong=[])
         reports = [examine(url, key, name, questions, service.slots, params["timeout"]) for url in urls]
     except PtolemyError as error:

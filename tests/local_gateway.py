@@ -62,6 +62,7 @@ class Gateway:
             "haproxy_admin_socket": str(self.admin_socket),
             "haproxy_hold_address": f"abns@ptolemy-test-{os.getpid()}-{name}",
             "haproxy_gate_address": f"abns@ptolemy-gate-{os.getpid()}-{name}",
+            "haproxy_peers_address": f"abns@ptolemy-peers-{os.getpid()}-{name}",
             "haproxy_keys_file": str(directory / "keys.map"),
             "haproxy_port": self.port,
             "status_port": self.status_port,
@@ -201,7 +202,7 @@ def render(base: Path, gateways: Sequence[Gateway]) -> None:
     """
     group = grp.getgrgid(os.getgid()).gr_name
     variables: dict[str, Any] = {
-        "ptolemy_services": {"demo": {"context": 4096, "model": "tiny"}, "demo-b.v1": {"context": 4096}},
+        "ptolemy_services": {"demo": {"context": 4096, "model": "tiny"}, "demo-b.v1": {"context": 4096}, "draw": {"kind": "comfyui"}},
         "ptolemy_aliases": {"default": "demo", "gpt-4o-mini": "demo"},
         "ptolemy_api_key": API_KEY,
         "ptolemy_backend_key": BACKEND_KEY,

@@ -66,7 +66,11 @@ def plan(endpoints: Iterable[Endpoint], gateway: Gateway, sever_after: float = 3
             for server in gateway.servers
             if server.in_flight and not server.up and server.unchanged >= sever_after
         ),
-        *(Change(REMOVE, server.backend, server.name) for server in leaving if server.admin != "ready" and not server.in_flight),
+        *(
+            Change(REMOVE, server.backend, server.name)
+            for server in leaving
+            if server.admin != "ready" and not (server.in_flight or server.busy)
+        ),
     )
 
 

@@ -12,7 +12,7 @@ from .rules import Rule, text
 
 HF_ENDPOINT = "https://huggingface.co"
 SHA256 = re.compile(r"[0-9a-f]{64}")
-FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.gguf")
+FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.(?:gguf|safetensors)")
 # Hugging Face's own notation: hf://OWNER/NAME@REVISION/path/of/file; a slash in a revision is written %2F there, too.
 HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/\s@]+))?/(?P<path>[^\s@]*[^\s@/])")
 # llama.cpp opens the other shards by itself, under these names, beside the first one.
@@ -45,6 +45,8 @@ def _dictionary(value: Any) -> str:
     return "" if isinstance(value, Mapping) else f"must be a dictionary with {', '.join(PART)}"
 
 
+# Where ComfyUI looks for it: checkpoints, vae, loras, text_encoders, diffusion_models ...
+_folder = text(r"[a-z][a-z0-9_]*", "a folder of ComfyUI, as checkpoints, vae or loras")
 _some_text = text(r"(?s).*\S.*", "a text")
 # A URL may hold a token, so it is not repeated.
 _source = text(
@@ -54,12 +56,12 @@ _source = text(
 )
 # What a model and its mmproj have in common.
 PART: Mapping[str, Rule] = {
-    "file": text(FILE.pattern, "a file name that ends in .gguf, without directories"),
+    "file": text(FILE.pattern, "a file name that ends in .gguf or .safetensors, without directories"),
     "source": _source,
     "sha256": _checksums,
 }
-MODEL: Mapping[str, Rule] = {**PART, "licence": _some_text, "notes": _some_text, "mmproj": _dictionary}
-MODEL_OPTIONAL = frozenset({"notes", "mmproj"})
+MODEL: Mapping[str, Rule] = {**PART, "licence": _some_text, "notes": _some_text, "mmproj": _dictionary, "folder": _folder}
+MODEL_OPTIONAL = frozenset({"notes", "mmproj", "folder"})
 
 
 def values(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

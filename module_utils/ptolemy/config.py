@@ -16,7 +16,7 @@ from .record import NAME
 DEFAULT_PATH = "/etc/ptolemy/services.json"
 # How a GGUF file's name tells its quantisation, as in Qwen3-8B-Q4_K_M.gguf.
 _QUANTISATION = re.compile(r"(?i)(?<![A-Z0-9])(?:I?Q[1-8](?:_[A-Z0-9]+)*|TQ[12]_0|MXFP4|NVFP4|BF16|F16|F32)(?![A-Z0-9])")
-CHAT, EMBEDDING = KINDS = ("chat", "embedding")
+CHAT, EMBEDDING, COMFYUI = KINDS = ("chat", "embedding", "comfyui")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,10 @@ class Site:
         lib: directory on the compute nodes that holds the package ``ptolemy``.
         llama_server: path of llama-server on the compute nodes.
         llama_cpp: identity of the llama.cpp build (source, flags), part of each revision.
-        backend_key_file: path on the compute nodes of the key that llama-server asks for.
+        comfyui: directory on the compute nodes with ComfyUI's source and its environment.
+        comfyui_identity: what that is (source, packages), part of each revision of a service of that kind.
+        comfyui_dir: directory on the compute nodes for what each instance of ComfyUI writes.
+        backend_key_file: path on the compute nodes of the key that the servers ask for.
         models_cache_dir: directory on the compute nodes' own disk for copies of the models, or empty.
         models_cache_size: what all of them may take there, as ``800G``.
         port_first, port_last: the TCP ports that endpoints may use.
@@ -59,6 +62,9 @@ class Site:
     lib: str = "/opt/ptolemy/lib"
     llama_server: str = "/opt/ptolemy/llama.cpp/current/bin/llama-server"
     llama_cpp: str = ""
+    comfyui: str = "/opt/ptolemy/comfyui/current"
+    comfyui_identity: str = ""
+    comfyui_dir: str = "/var/lib/ptolemy/comfyui"
     backend_key_file: str = "/etc/ptolemy/backend.key"
     models_cache_dir: str = ""
     models_cache_size: str = ""
@@ -87,7 +93,8 @@ class Service:
         model_sha256: its checksum.
         model_more: the model's other files in the same directory, further shards and the mmproj: ``SHA256  NAME``, as sha256sum prints.
         mmproj_path: the multimodal projector on the compute nodes, or empty.
-        kind: what it answers: ``chat`` (chats and completions) or ``embedding`` (embeddings only).
+        comfyui_models: of a ComfyUI, where it looks for each of those files: ``FOLDER/NAME``, as ``vae/sdxl.safetensors``.
+        kind: what it answers: ``chat`` (chats and completions), ``embedding`` (embeddings only) or ``comfyui`` (ComfyUI's own API).
         min, max: the least and the most Slurm jobs that serve it. With ``min`` 0 it sleeps while nobody asks.
         opportunistic: how many of ``max`` are extra ones, on GPUs that nobody else wants at the time.
         target_load: the share of its slots that a replica is meant to have busy, above 0, at most 1.
@@ -102,7 +109,7 @@ class Service:
         opportunistic_time_min: Slurm's ``--time-min`` for them, so that they fit into gaps.
         gpus: GPUs of one replica.
         servers_per_gpu: llama-servers on each of them.
-        slots: sequences that each llama-server decodes in parallel.
+        slots: sequences that each llama-server decodes in parallel; of a ComfyUI, prompts that it is meant to have, one of which runs.
         context: tokens of context of each slot.
         time_limit: Slurm's ``--time``.
         cpus_per_gpu: CPU cores for each GPU.
@@ -123,6 +130,7 @@ class Service:
     partition: str
     model_more: tuple[str, ...] = ()
     mmproj_path: str = ""
+    comfyui_models: tuple[str, ...] = ()
     kind: str = CHAT
     opportunistic: int = 0
     target_load: float = 0.8
@@ -146,7 +154,7 @@ class Service:
     start_timeout: int = 900
     stop_grace: int = 20
     drain_before_end: int = 300
-    llama_cpp: str = ""
+    llama_cpp: str = ""  # or which ComfyUI
 
     @property
     def guaranteed(self) -> int:
@@ -174,6 +182,8 @@ class Service:
     @property
     def about(self) -> Mapping[str, Any]:
         """What people who use it may want to cite."""
+        if self.kind == COMFYUI:
+            return {"model": self.model, "files": [os.path.basename(entry) for entry in self.comfyui_models]}
         file = os.path.basename(self.model_path)
         quantisation = _QUANTISATION.search(file)
         return {
@@ -200,6 +210,7 @@ class Service:
             self.context,
             list(self.arguments),
             *self.model_more,
+            *self.comfyui_models,
         )
         return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]
 
@@ -275,7 +286,12 @@ def parse(raw: Any, path: str) -> Config:
 def _service(name: str, entry: Any, site: Site, where: str) -> Service:
     if not NAME.fullmatch(name):
         raise ConfigError(f"{where}: a service's name must match {NAME.pattern}")
-    given = {**entry, "name": name, "llama_cpp": site.llama_cpp} if isinstance(entry, dict) else entry
+    given = entry
+    if isinstance(entry, dict):
+        pictures = entry.get("kind") == COMFYUI
+        # A workflow may need no model at all.
+        none = dict.fromkeys(("model", "model_path", "model_sha256"), "") if pictures else {}
+        given = {**none, **entry, "name": name, "llama_cpp": site.comfyui_identity if pictures else site.llama_cpp}
     service = Service(**_checked(Service, _sized(given, where), where))
     _check_values(service, where)
     return service
@@ -312,7 +328,9 @@ def _check_values(service: Service, where: str) -> None:
     if service.opportunistic > service.max:
         raise ConfigError(f"{where}.opportunistic: {service.opportunistic} is more than max, {service.max}")
     if service.kind not in KINDS:
-        raise ConfigError(f"{where}.kind: must be {' or '.join(KINDS)}, not {service.kind!r}")
+        raise ConfigError(f"{where}.kind: must be {', '.join(KINDS[:-1])} or {KINDS[-1]}, not {service.kind!r}")
+    if service.kind == COMFYUI and service.servers_per_gpu != 1:
+        raise ConfigError(f"{where}.servers_per_gpu: a ComfyUI has its GPU for itself; leave it out")
     for key, share in (("target_load", service.target_load), ("batch_share", service.batch_share)):
         if not 0 < share <= 1:
             raise ConfigError(f"{where}.{key}: must be above 0 and at most 1, not {share:g}")

@@ -9,13 +9,15 @@ from functools import partial
 from typing import AbstractSet, Callable, Iterable, Mapping, Sequence
 
 from . import backends, replicas
-from .config import Config
+from .config import COMFYUI, Config
 from .errors import ChangeError, ConfigError
 from .gates import widths
 from .haproxy import WEIGHT, Endpoint, Gateway, HAProxy, backend_name, server_name
 from .job import script
 from .memory import Memory
 from .slurm import Job, Node, Slurm, job_name
+
+CONNECTIONS = 1000  # that one instance of ComfyUI may have
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,9 @@ def endpoints(config: Config, jobs: Iterable[Job], draining: AbstractSet[int] = 
             if not canary.share:
                 continue
             tried.update(server_name(job.id, job.restart, port) for port in record.ports)
-        found += [Endpoint(backend, server_name(job.id, job.restart, port), job.address, port, record.slots) for port in record.ports]
+        # A ComfyUI queues by itself, and has websockets beside: only a runaway is kept from it.
+        slots = CONNECTIONS if config.services[record.service].kind == COMFYUI else record.slots
+        found += [Endpoint(backend, server_name(job.id, job.restart, port), job.address, port, slots) for port in record.ports]
     return _weighed(config, found, tried)
 
 

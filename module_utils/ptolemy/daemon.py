@@ -20,6 +20,7 @@ from .errors import ConfigError, ObservationError, PtolemyError
 from .files import stamp_of
 from .haproxy import Gateway, HAProxy
 from .memory import Memory
+from .prompts import Prompts
 from .record import STARTING
 from .slurm import RUNNING, Job, Slurm
 
@@ -47,6 +48,7 @@ class Daemon:
         self._connect()
         self._clock = SteadyClock()
         self._memory = Memory()
+        self._prompts = Prompts()
         self._keys_stamp: tuple[int, ...] = ()
         self._jobs: Sequence[Job] = ()
         self._observed_at = 0.0
@@ -85,6 +87,7 @@ class Daemon:
             gateway = self._haproxy.observe()
         except ObservationError as error:
             return self._skip([*troubles, str(error)], applied)
+        gateway = self._prompts.fill(self._config, gateway, time.monotonic())
         self._publish_keys(gateway, troubles)
         try:
             jobs = self._slurm.jobs(self._memory.expected(gateway))

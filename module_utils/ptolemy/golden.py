@@ -162,9 +162,25 @@ def embed(url: str, key: str, service: str, timeout: float) -> int:
     return len(answer["data"][0]["embedding"])
 
 
-def _post(url: str, key: str, body: Mapping[str, Any], timeout: float) -> Any:
+def paint(url: str, key: str, timeout: float) -> None:
+    """Ask a ComfyUI for a picture that needs no model. Raises PtolemyError as ``examine``."""
+    image = {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 16, "batch_size": 1, "color": 0}}
+    saved = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "golden"}}
+    prompt, deadline = _post(f"{url}/prompt", key, {"prompt": {"1": image, "2": saved}}, timeout)["prompt_id"], time.monotonic() + timeout
+    while True:
+        told = _post(f"{url}/history/{prompt}", key, None, timeout)
+        if told:
+            break
+        if time.monotonic() > deadline:
+            raise PtolemyError(f"{url} painted nothing within {timeout:g} s")
+        time.sleep(0.2)
+    if not told[prompt]["outputs"]:
+        raise PtolemyError(f"{url} painted nothing: {told[prompt].get('status')}")
+
+
+def _post(url: str, key: str, body: Mapping[str, Any] | None, timeout: float) -> Any:
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310 - http, see `Trial.endpoints`
+    request = urllib.request.Request(url, None if body is None else json.dumps(body).encode(), headers)  # noqa: S310 - http, see `Trial.endpoints`
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a site's http_proxy does not lead to its own nodes
     try:
         with opener.open(request, timeout=timeout) as response:

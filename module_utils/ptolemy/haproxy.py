@@ -75,6 +75,7 @@ class Server:
         requests: how many it ever got from this process of HAProxy.
         errors: how many of them it refused, broke off, or answered with a status of 500 or more.
         response_ms: the mean time to the first byte of its last 1024 answers.
+        prompts: of a ComfyUI, how many it has taken and not finished, see ``prompts``; None for other kinds.
     """
 
     backend: str
@@ -91,6 +92,12 @@ class Server:
     requests: int = 0
     errors: int = 0
     response_ms: int = 0
+    prompts: int | None = None
+
+    @property
+    def busy(self) -> int:
+        """What it has to do. A ComfyUI answers before it begins, and keeps websockets of clients that want nothing."""
+        return self.in_flight if self.prompts is None else self.prompts
 
     @cached_property
     def job_id(self) -> int:

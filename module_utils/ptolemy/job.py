@@ -7,7 +7,7 @@ import shlex
 from string import Template
 from typing import Any, Iterable
 
-from .config import Service, Site
+from .config import COMFYUI, Service, Site
 from .errors import ConfigError
 from .record import STARTING, Record, encode
 from .slurm import job_name
@@ -73,11 +73,16 @@ def spec(site: Site, service: Service, opportunistic: bool = False) -> dict[str,
         "service": service.name,
         "revision": service.revision,
         "opportunistic": opportunistic,
+        "kind": service.kind,
         "llama_server": site.llama_server,
         "model_path": service.model_path,
         "mmproj_path": service.mmproj_path,
         "model_files": list(service.model_files),
-        "cache_dir": site.models_cache_dir,
+        "comfyui": site.comfyui,
+        "comfyui_dir": site.comfyui_dir,
+        "comfyui_models": list(service.comfyui_models),
+        # ComfyUI reads its models where they are.
+        "cache_dir": "" if service.kind == COMFYUI else site.models_cache_dir,
         "cache_size": site.models_cache_size,
         "key_file": site.backend_key_file,
         "servers_per_gpu": service.servers_per_gpu,

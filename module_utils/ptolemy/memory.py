@@ -59,7 +59,7 @@ class Memory:
         busy: dict[str, int] = {}
         slots: dict[str, int] = {}
         for server in gateway.servers:
-            busy[server.backend] = busy.get(server.backend, 0) + server.in_flight
+            busy[server.backend] = busy.get(server.backend, 0) + server.busy
             if server.up:
                 slots[server.backend] = slots.get(server.backend, 0) + server.slots
         for name, history in self.loads.items():

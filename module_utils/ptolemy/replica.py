@@ -1,4 +1,4 @@
-"""The replica runner: the job's own process. It starts llama-servers, publishes them, and sees them off.
+"""The replica runner: the job's own process. It starts servers (``engines``), publishes them, and sees them off.
 
 The job script ``exec``s it, so that it is the batch shell: under proctrack/cgroup Slurm signals nothing else.
 
@@ -9,7 +9,6 @@ The job script ``exec``s it, so that it is the batch shell: under proctrack/cgro
 
 from __future__ import annotations
 
-import http.client
 import json
 import math
 import os
@@ -18,11 +17,12 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass, field
 from typing import Any, Iterator, Mapping, Sequence
 
+from .comfyui import ComfyUI
+from .config import COMFYUI
+from .engines import Engine, LlamaServer, ReplicaError, present
 from .keys import backend_key
 from .model_cache import StoppedError, WrongModelError, take
 from .process import one_line
@@ -30,7 +30,6 @@ from .publisher import Publisher, say, told
 from .record import DRAINING, FAILED, READY, STARTING, Record
 
 POLL = 0.25  # seconds between two looks at the servers
-PROBE_TIMEOUT = 2.0
 PROBE_EVERY = 5.0  # seconds between two probes of a healthy server
 MOST_SILENCES = 3  # probes in a row without an answer after which a server is killed, so that others get its requests
 STUCK_AFTER = 60.0  # seconds without progress after which it is killed; a batch of a long prompt may take long on a CPU
@@ -45,13 +44,9 @@ KILL_AFTER = 5.0  # seconds from a server's TERM to its KILL
 SERVERS_A_GPU, GPUS_A_NODE = 16, 64
 
 
-class ReplicaError(Exception):
-    """The replica cannot go on; the message is the reason that is published and logged."""
-
-
 @dataclass
-class LlamaServer:
-    """One llama-server and what became of it.
+class Server:
+    """One server and what became of it.
 
     Attributes:
         device: the value of CUDA_VISIBLE_DEVICES for it; empty leaves the environment as it is.
@@ -71,7 +66,7 @@ class LlamaServer:
 
 
 class Replica:
-    """All llama-servers of one job.
+    """All servers of one job.
 
     Args:
         spec: see ``job.spec``.
@@ -86,14 +81,11 @@ class Replica:
         self._environment = environment
         self._job_id = environment.get("SLURM_JOB_ID", "")
         self._restart = int(environment.get("SLURM_RESTART_COUNT", "0"))
-        # Resolved once, so that an upgrade of the node does not change a running replica.
-        self._program = os.path.realpath(spec["llama_server"])
         self._key = _key_of(spec["service"], spec["key_file"])
-        _present(self._program)
-        if not spec.get("cache_dir"):
-            _present(spec["model_path"], spec.get("mmproj_path"))
+        self._engine = self._make_engine()
+        self._engine.check()
         self.servers = [
-            LlamaServer(device, list(ports_for(gpu, number, spec["port_first"], spec["port_last"])))
+            Server(device, list(ports_for(gpu, number, spec["port_first"], spec["port_last"])))
             for gpu, device in gpus(environment)
             for number in range(spec["servers_per_gpu"])
         ]
@@ -102,6 +94,11 @@ class Replica:
         self._publisher = Publisher(self._job_id)
         self._drain = self._leave = self._stop = False
         self._idle_since = float("inf")
+
+    def _make_engine(self) -> Engine:
+        if self._spec.get("kind") == COMFYUI:
+            return ComfyUI(self._spec, self._key, self._job_id, self._restart)
+        return LlamaServer(self._spec, self._key)
 
     def run(self) -> int:
         """Serve until told to stop. Returns the exit status. Raises ReplicaError where it cannot go on."""
@@ -125,6 +122,7 @@ class Replica:
             raise
         finally:
             self._stop_servers()
+            self._engine.end()
         return 0
 
     def _take_model(self, deadline: float) -> None:
@@ -142,7 +140,9 @@ class Replica:
                 raise ReplicaError(f"the model was not in the cache within {self._spec['start_timeout']} s; see start_timeout") from None
             self._stop = True  # there is no server to finish
             return
-        _present(self._spec["model_path"], self._spec.get("mmproj_path"))
+        if self._spec.get("cache_dir"):
+            self._engine = self._make_engine()  # with the copies' paths
+            present(self._spec["model_path"], self._spec.get("mmproj_path"))
 
     def _on_drain(self, *_: object) -> None:
         self._drain = True
@@ -172,7 +172,7 @@ class Replica:
             spec["service"], spec["revision"], self._restart, state, ports, spec["slots"], reason, spec["opportunistic"], self._took
         )
 
-    def _look_after(self, server: LlamaServer) -> None:
+    def _look_after(self, server: Server) -> None:
         now = time.monotonic()
         if server.process is None:
             if now >= server.start_at:
@@ -183,39 +183,29 @@ class Replica:
             server.process, server.healthy = None, False
             server.exits = [at for at in server.exits if now - at < STABLE_AFTER] + [now]
             if len(server.exits) >= (MOST_EXITS_AT_START if self._state == STARTING else MOST_EXITS):
-                raise ReplicaError(f"llama-server on port {server.port} ended {len(server.exits)} times, the last time with {told(status)}")
+                name = f"{self._engine.name} on port {server.port}"
+                raise ReplicaError(f"{name} ended {len(server.exits)} times, the last time with {told(status)}")
             pause = min(FIRST_PAUSE * 2.0 ** (len(server.exits) - 1), LAST_PAUSE)
             server.start_at = now + pause
-            say(f"llama-server on port {server.port} ended with {told(status)}; starting it again in {pause:g} s")
-        elif not server.healthy and self._is_ours(server.port):
+            say(f"{self._engine.name} on port {server.port} ended with {told(status)}; starting it again in {pause:g} s")
+        elif not server.healthy and self._engine.is_ours(server.port):
             server.healthy, server.silences, server.probe_at, server.progress_at = True, 0, now + PROBE_EVERY, now
-            say(f"llama-server on port {server.port} is healthy")
+            say(f"{self._engine.name} on port {server.port} is healthy")
         elif server.healthy and now >= server.probe_at:
             self._probe(server)
 
-    def _probe(self, server: LlamaServer) -> None:
-        """Kill a server that has frozen: its connections break, and HAProxy sends what was not answered yet to another one.
-
-        /health is answered even where nothing is computed any more (llama-server may hang so after a TERM, or its GPU), /metrics only
-        by the loop that computes.
-        """
-        server.silences = 0 if self._answers(server.port, "/health") else server.silences + 1
-        if self._answers(server.port, "/metrics"):
+    def _probe(self, server: Server) -> None:
+        """Kill a server that has frozen: its connections break, and HAProxy sends what was not answered yet to another one."""
+        server.silences = 0 if self._engine.answers(server.port) else server.silences + 1
+        if self._engine.computes(server.port):
             server.progress_at = time.monotonic()
         server.probe_at = time.monotonic() + PROBE_EVERY
         stuck = time.monotonic() - server.progress_at
         if server.process is not None and (server.silences >= MOST_SILENCES or stuck > STUCK_AFTER):
-            say(f"llama-server on port {server.port} is silent ({server.silences} probes) or stuck ({stuck:.0f} s): killing it")
+            say(f"{self._engine.name} on port {server.port} is silent ({server.silences} probes) or stuck ({stuck:.0f} s): killing it")
             server.process.kill()
 
-    def _answers(self, port: int, path: str) -> bool:
-        try:
-            self._get(port, path)
-        except OSError:
-            return False
-        return True
-
-    def _start(self, server: LlamaServer) -> None:
+    def _start(self, server: Server) -> None:
         # Once published, a server keeps its port: HAProxy knows it by that.
         choices = [server.port] if self._state in (READY, DRAINING) else server.ports
         port = next(filter(_is_free, choices), 0)
@@ -225,56 +215,15 @@ class Replica:
             server.start_at = time.monotonic() + FIRST_PAUSE
             return
         server.port = port
-        # llama-server reads its key from there: not from argv, which everybody on the node can read.
-        environment = dict(self._environment, LLAMA_API_KEY=self._key)
+        environment = {**self._environment, **self._engine.environment(port)}
         if server.device:
             environment["CUDA_VISIBLE_DEVICES"] = server.device
-        command = self.command(port)
+        command = self._engine.begin(port)
         say(f"starting on GPU {server.device or 'as Slurm says'}: {' '.join(command)}")
         try:
             server.process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
         except OSError as error:
-            raise ReplicaError(f"{self._program} could not be started: {error.strerror}") from error
-
-    def command(self, port: int) -> list[str]:
-        """The command line of a llama-server; the service's own flags come last, so that they win."""
-        spec = self._spec
-        return [
-            self._program,
-            *("--host", "0.0.0.0"),  # the cluster's network; every path but /health asks for the key
-            *("--port", str(port)),
-            *("--model", spec["model_path"]),
-            *(("--mmproj", spec["mmproj_path"]) if spec.get("mmproj_path") else ()),
-            *("--alias", spec["service"]),
-            *("--parallel", str(spec["slots"])),
-            *("--ctx-size", str(spec["context"] * spec["slots"])),  # llama-server divides it among its slots
-            *("--n-gpu-layers", "999"),
-            *("--fit", "off"),  # sizes are the operator's decision, not that of what else is on the GPU
-            "--metrics",
-            "--no-slots",  # /slots shows prompts
-            "--no-webui",
-            "--offline",
-            *spec["flags"],
-        ]
-
-    def _is_ours(self, port: int) -> bool:
-        """It is healthy and answers to our key by our name: another user's process may have taken the port."""
-        try:
-            self._get(port, "/health")
-            models = json.loads(self._get(port, "/v1/models"))
-            return any(model.get("id") == self._spec["service"] for model in models["data"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return False
-
-    def _get(self, port: int, path: str) -> bytes:
-        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers={"Authorization": f"Bearer {self._key}"})
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a site's http_proxy is not for loopback
-        try:
-            with opener.open(request, timeout=PROBE_TIMEOUT) as answer:
-                body: bytes = answer.read()
-                return body
-        except http.client.HTTPException as error:  # a stranger on the port may say anything
-            raise OSError(str(error)) from error
+            raise ReplicaError(f"{self._engine.program} could not be started: {error.strerror}") from error
 
     def _finish_requests(self) -> None:
         """Let running requests end, for at most ``stop_grace`` seconds: the gateway sends no new ones to an ending job."""
@@ -296,15 +245,10 @@ class Replica:
         self._idle_since = min(self._idle_since, now) if idle else float("inf")
         return now - self._idle_since >= LEAVE_TIME
 
-    def _running(self, server: LlamaServer) -> int:
+    def _running(self, server: Server) -> int:
         if server.process is None or server.process.poll() is not None:
             return 0
-        try:
-            metrics = self._get(server.port, "/metrics").decode(errors="replace")
-        except OSError:
-            return 0
-        wanted = ("llamacpp:requests_processing", "llamacpp:requests_deferred")
-        return sum(int(float(line.split()[1])) for line in metrics.splitlines() if line.startswith(wanted))
+        return self._engine.running(server.port)
 
     def _stop_servers(self) -> None:
         alive = [server.process for server in self.servers if server.process is not None and server.process.poll() is None]
@@ -340,12 +284,6 @@ def gpus(environment: Mapping[str, str]) -> list[tuple[int, str]]:
 def ports_for(gpu: int, number: int, first: int, last: int) -> range:
     """The ports that the ``number``-th server of a GPU may use: no two servers of a node share one."""
     return range(first + gpu * SERVERS_A_GPU + number, last + 1, GPUS_A_NODE * SERVERS_A_GPU)
-
-
-def _present(*paths: str | None) -> None:
-    for path in filter(None, paths):
-        if not os.path.isfile(path):
-            raise ReplicaError(f"{path} is not on {socket.gethostname()}; run site.yml for this node")
 
 
 def _numbers(text: str) -> Iterator[int]:

@@ -259,7 +259,7 @@ class Fleet:
         for job in (job for jobs in self.alive.values() for job in jobs if job.id in drain):
             if job.state != RUNNING or not job.fresh or job.record is None or job.record.state == STARTING:
                 end.append(job.id)
-            elif all(server.admin != "ready" and not server.in_flight for server in self._servers.get(job.id, [])):
+            elif all(server.admin != "ready" and not server.busy for server in self._servers.get(job.id, [])):
                 asked_at = self._seen.asked.get(job.id)
                 if asked_at is None:
                     leave.append(job.id)

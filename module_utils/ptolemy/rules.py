@@ -10,7 +10,9 @@ from .partitions import hosts, seconds
 # What the job script gives to llama-server and sbatch itself; a second one would silently win or lose.
 OWN_FLAGS = frozenset(
     "-m --model -hf --hf-repo --host --port -c --ctx-size -np --parallel --api-key --api-key-file -a --alias"
-    " --metrics --slots --no-slots".split()
+    " --metrics --slots --no-slots"
+    " --listen --base-directory --output-directory --input-directory --temp-directory --user-directory --database-url"
+    " --disable-all-custom-nodes --whitelist-custom-nodes".split()
 )
 OWN_SBATCH = frozenset(
     "-J --job-name -p --partition -t --time -G --gpus --gres -o --output -e --error -D --chdir"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Iterable, Iterator, Mapping, Optional, Sequence
 
 from . import catalogue
-from .config import KINDS, Service
+from .config import COMFYUI, KINDS, Service
 from .partitions import Partition, seconds
 from .record import NAME
 from .replica import GPUS_A_NODE, SERVERS_A_GPU
@@ -48,9 +48,16 @@ _some_text = text(r"(?s).*\S.*", "a text")
 _partition = text(r"[A-Za-z0-9_.-]+", "a Slurm partition's name")
 _memory = text(r"[1-9]\d*[KMGT]?", "an amount of memory in Slurm's notation, as 32G")
 
+
+def _names(value: Any) -> str:
+    fits = isinstance(value, list) and all(isinstance(name, str) and NAME.fullmatch(name) for name in value)
+    return "" if fits else f"must be a list of models' names, not {value!r}"
+
+
 _SERVICE: Mapping[str, Rule] = {
     "model": text(NAME.pattern, "a model's name"),
-    "kind": text("|".join(KINDS), " or ".join(KINDS)),
+    "models": _names,
+    "kind": text("|".join(KINDS), f"{', '.join(KINDS[:-1])} or {KINDS[-1]}"),
     **SIZE,
     "batch_share": share,
     "partition": _partition,
@@ -74,11 +81,13 @@ _SERVICE: Mapping[str, Rule] = {
     "drain_before_end": whole(0, 65535),  # the most that sbatch's --signal takes
 }
 _SERVICE_OPTIONAL = frozenset(
-    "kind max guaranteed opportunistic target_load batch_share scale_in_delay reservation nodes exclusive opportunistic_partition"
+    "models kind max guaranteed opportunistic target_load batch_share scale_in_delay reservation nodes exclusive opportunistic_partition"
     " opportunistic_options opportunistic_time_min flags sbatch_options start_timeout stop_grace drain_before_end".split()
 )
 # What an inventory may say of a service, and whether it must.
 SERVICE_KEYS: Mapping[str, bool] = {key: key not in _SERVICE_OPTIONAL for key in _SERVICE}
+# A ComfyUI has several models or none, and no context.
+_COMFYUI_OPTIONAL = _SERVICE_OPTIONAL | {"model", "context", "servers_per_gpu"}
 _SITE: Mapping[str, Rule] = {
     "slurm_managed": boolean,
     "ptolemy_user": text(r"(?!root$)[a-z_][a-z0-9_-]{0,31}", "the name of an unprivileged account"),
@@ -198,7 +207,7 @@ def _catalogue(
         if not isinstance(given, Mapping):
             yield Problem(path, f"must be a dictionary with {', '.join(rules)}")
             continue
-        yield from _entry(path, given, rules, optional)
+        yield from _entry(path, given, rules, _COMFYUI_OPTIONAL if rules is _SERVICE and given.get("kind") == COMFYUI else optional)
 
 
 def _entry(path: str, given: Mapping[str, Any], rules: Mapping[str, Rule], optional: frozenset[str] = frozenset()) -> Iterator[Problem]:
@@ -260,6 +269,7 @@ def _services(variables: Mapping[str, Any], partitions: Optional[Mapping[str, Pa
         model, limit = service.get("model"), service.get("time_limit")
         if isinstance(model, str) and NAME.fullmatch(model) and model not in models:
             yield Problem(f"{path}.model", f"no model {model!r} in ptolemy_models{_meant(model, models)}")
+        yield from _pictures(path, service, dict(_entries(variables, "ptolemy_models")))
         longest = seconds(limit) if isinstance(limit, str) else 0
         drain = service.get("drain_before_end", Service.drain_before_end)
         if longest and type(drain) is int and longest <= drain:
@@ -267,6 +277,25 @@ def _services(variables: Mapping[str, Any], partitions: Optional[Mapping[str, Pa
         partition = service.get("partition")
         if partitions is not None and isinstance(partition, str) and PLACEHOLDER not in partition:
             yield from _placing(path, service, longest, partitions, asked)
+
+
+def _pictures(path: str, service: Mapping[str, Any], models: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]:
+    """Check that a ComfyUI has models with a folder, and others one without."""
+    if service.get("kind") != COMFYUI:
+        if "models" in service:
+            yield Problem(f"{path}.models", f"is for services of the kind {COMFYUI}", "remove it, or set kind,")
+        elif isinstance(service.get("model"), str) and "folder" in models.get(service["model"], {}):
+            yield Problem(f"{path}.model", f"{service['model']!r} is a model of ComfyUI: it has a folder", "name another, or set kind,")
+        return
+    if "model" in service:
+        yield Problem(f"{path}.model", "a ComfyUI has models", "use models: [...]")
+    if service.get("servers_per_gpu", 1) != 1:
+        yield Problem(f"{path}.servers_per_gpu", "a ComfyUI has its GPU for itself", "leave it out")
+    for name in service["models"] if not _names(service.get("models", "")) else ():
+        if name not in models:
+            yield Problem(f"{path}.models", f"no model {name!r} in ptolemy_models{_meant(name, models)}")
+        elif "folder" not in models[name]:
+            yield Problem(f"ptolemy_models.{name}.folder", f"is not set, and {path} is a ComfyUI", "set it, as checkpoints,")
 
 
 def _placing(

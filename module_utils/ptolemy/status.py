@@ -115,14 +115,14 @@ def _describe_service(
         },
         "batch_at_once": batch_at_once,
         "demand": load.demand if load else 0.0,
-        "in_flight": sum(server.in_flight for server in servers),
+        "in_flight": sum(server.busy for server in servers),
         "servers": [
             {
                 "name": server.name,
                 "address": f"{server.address}:{server.port}",
                 "admin": server.admin,
                 "up": server.up,
-                "in_flight": server.in_flight,
+                "in_flight": server.busy,
                 "slots": server.slots,
                 "weight": server.weight,
                 "requests": server.requests,

@@ -28,7 +28,7 @@ def test_a_streamed_chat_is_answered_in_pieces(client):
 
 
 def test_the_models_are_the_services(client):
-    assert [model.id for model in client.models.list()] == [*SERVICES, "embed", "nap"]  # asleep or not
+    assert [model.id for model in client.models.list()] == [*SERVICES, "draw", "embed", "nap"]  # asleep or not
 
 
 def test_an_unknown_model_is_an_openai_error_that_names_the_known_ones(client):

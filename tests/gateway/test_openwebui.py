@@ -178,4 +178,4 @@ def test_the_list_of_models_can_leave_out_those_that_nobody_can_chat_with(gatewa
                 for kind in ("chat", "embedding", "")
             ]
 
-    assert asyncio.run(scenario()) == [{"demo", "demo-b.v1"}, set(), {"demo", "demo-b.v1"}]
+    assert asyncio.run(scenario()) == [{"demo", "demo-b.v1"}, set(), {"demo", "demo-b.v1", "draw"}]

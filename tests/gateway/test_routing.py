@@ -74,7 +74,7 @@ def test_path_of_a_service_wins_over_the_body(ask: Any) -> None:
 def test_unknown_model_names_the_known_ones(ask: Any, path: str) -> None:
     answer, _, _ = ask(lambda user: user.send(path, {"model": "nope"}))
     assert (answer.status, answer.error["code"]) == (404, "model_not_found")
-    assert "nope" in answer.error["message"] and "demo, demo-b.v1" in answer.error["message"]
+    assert "nope" in answer.error["message"] and "demo, demo-b.v1, draw" in answer.error["message"]
 
 
 def test_a_hostile_model_name_cannot_break_the_error(ask: Any) -> None:
@@ -126,7 +126,7 @@ def test_models_are_listed_by_the_gateway(ask: Any) -> None:
         return [await user.send(path) for path in paths] + [await user.send("/v1/models", key=None)]
 
     (models, one, by_path, unknown, without_key), demo, _ = ask(exchange)
-    assert [model["id"] for model in models.json["data"]] == ["demo", "demo-b.v1"]
+    assert [model["id"] for model in models.json["data"]] == ["demo", "demo-b.v1", "draw"]
     assert models.json["object"] == "list" and by_path.json == models.json
     assert (one.json["id"], one.json["object"], one.json["owned_by"]) == ("demo-b.v1", "model", "ptolemy")
     assert (unknown.status, unknown.error["code"]) == (404, "model_not_found")

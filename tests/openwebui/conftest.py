@@ -22,7 +22,7 @@ def url() -> str:
 def secrets() -> dict[str, str]:
     """All that must stay secret, by name."""
     state = Path(os.environ["LAB_STATE_DIR"])
-    names = ("openwebui_admin_password", "openwebui_secret_key", "openwebui_gateway_key", "api_key", "backend_key")
+    names = ("openwebui_admin_password", "openwebui_secret_key", "openwebui_gateway_key", "openwebui_comfyui_key", "api_key", "backend_key")
     return {name: (state / name).read_text().strip() for name in names}
 
 

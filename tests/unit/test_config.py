@@ -55,7 +55,7 @@ def changed(path, value):
         (["services", "chat", "opportunistic"], 3, "f: services.chat.opportunistic: 3 is more than max, 2"),
         (["services", "chat", "guaranteed"], 1, "f: services.chat.max: must be guaranteed + opportunistic, 1; leave it out"),
         (["services", "chat", "target_load"], 0, "f: services.chat.target_load: must be above 0"),
-        (["services", "chat", "kind"], "embeddings", "f: services.chat.kind: must be chat or embedding, not 'embeddings'"),
+        (["services", "chat", "kind"], "embeddings", "f: services.chat.kind: must be chat, embedding or comfyui, not 'embeddings'"),
         (["services", "chat", "exclusive"], "yes", "f: services.chat.exclusive: must be true or false"),
         (["services", "chat", "flags"], "-b 1", "f: services.chat.flags: must be a list of strings"),
         (["services", "chat", "partition"], "a\n#SBATCH", "f: services.chat.partition: must be a string of one line"),
@@ -125,3 +125,20 @@ def test_an_extra_replica_is_submitted_where_and_as_the_service_says():
 def test_a_template_with_an_unknown_place_is_refused_by_name():
     with pytest.raises(ConfigError, match="gpuss"):
         script("$gpuss", SITE, service())
+
+
+def test_a_comfyui_needs_no_model_and_follows_its_own_identity():
+    raw = changed(["site", "comfyui_identity"], "c1")
+    raw["services"]["draw"] = {"kind": "comfyui", "min": 0, "max": 1, "partition": "gpu"}
+    draw = parse(raw, "f").services["draw"]
+    assert (draw.model_path, draw.llama_cpp, parse(raw, "f").services["chat"].llama_cpp) == ("", "c1", "b1")
+    assert json.loads(script("$spec", SITE, draw))["kind"] == "comfyui"
+    raw["services"]["draw"]["servers_per_gpu"] = 2
+    with pytest.raises(ConfigError, match=r"draw\.servers_per_gpu: a ComfyUI has its GPU for itself"):
+        parse(raw, "f")
+
+
+def test_a_comfyuis_revision_follows_its_models_and_their_places():
+    base = service(kind="comfyui", comfyui_models=("vae/a.safetensors",))
+    assert replace(base, comfyui_models=("checkpoints/a.safetensors",)).revision != base.revision
+    assert base.about == {"model": "demo", "files": ["a.safetensors"]}

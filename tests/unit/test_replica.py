@@ -24,8 +24,8 @@ FIRST = 21000
 # The real runner, with shorter pauses.
 RUN = """
 import sys
-from ptolemy import replica
-replica.FIRST_PAUSE, replica.LEAVE_TIME, replica.PROBE_EVERY, replica.PROBE_TIMEOUT, replica.STUCK_AFTER = 0.05, 0.6, 0.2, 0.5, 3
+from ptolemy import engines, replica
+replica.FIRST_PAUSE, replica.LEAVE_TIME, replica.PROBE_EVERY, engines.PROBE_TIMEOUT, replica.STUCK_AFTER = 0.05, 0.6, 0.2, 0.5, 3
 sys.exit(replica.main())
 """
 

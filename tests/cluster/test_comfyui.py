@@ -1,0 +1,142 @@
+"""Pictures on the cluster: by the stand-in for ComfyUI, or, with `make test-comfyui`, by the real one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections import Counter
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+
+from comfyui_client import Painter
+
+REAL = bool(os.environ.get("LAB_COMFYUI_SOURCE"))
+PROMPTS = 50
+SECONDS = 0.5  # that a prompt takes in the stand-in; the real one has larger pictures instead
+SIZE = 2048 if REAL else 16
+START = 180 if REAL else 60  # seconds until an instance is ready, at most
+PATIENCE = 240
+ASK = """
+import sys, urllib.error, urllib.request
+for path in sys.argv[2:]:
+    try:
+        print(urllib.request.urlopen(sys.argv[1] + path, timeout=10).status)
+    except urllib.error.HTTPError as error:
+        print(error.code)
+"""
+
+
+@contextlib.asynccontextmanager
+async def painter(cluster) -> AsyncIterator[Painter]:
+    headers, timeout = {"Authorization": f"Bearer {cluster.api_key}"}, aiohttp.ClientTimeout(total=PATIENCE)
+    async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
+        yield Painter(session, f"{cluster.base_url.removesuffix('/v1')}/m/draw", SIZE)
+
+
+@pytest.fixture
+def asleep(cluster):
+    with cluster.service_as("draw", scale_in_delay=5):
+        cluster.until(lambda: not cluster.jobs("draw"), "draw sleeps", 120)
+        yield cluster
+
+
+@contextlib.contextmanager
+def instances(cluster, count):
+    """So many replicas of `draw`, for a while."""
+    with cluster.service_as("draw", min=count, max=count, opportunistic=0):
+        cluster.until(lambda: cluster.service("draw")["replicas_ready"] == count, f"{count} instances", START)
+        yield
+
+
+@pytest.mark.parametrize("way", ["paint", "poll"])
+def test_the_first_prompt_wakes_a_sleeping_service_which_sleeps_again(asleep, way):
+    async def scenario() -> int:
+        async with painter(asleep) as user:
+            return await getattr(user, way)(0xC0FFEE)
+
+    assert asyncio.run(scenario()) == 0xC0FFEE
+    asleep.until(lambda: not asleep.jobs("draw") and asleep.service("draw")["state"] == "asleep", "it sleeps again", 60)
+    for host in ("n1", "n2"):
+        assert asleep.run(host, "ls", "/var/lib/ptolemy/comfyui") == ""
+
+
+def test_more_prompts_than_one_instance_should_have_bring_more_instances(asleep):
+    async def scenario() -> tuple[list[int], int]:
+        async with painter(asleep) as user:
+            painting = asyncio.gather(*(user.poll(color, 2 * SECONDS) for color in range(24)))
+            most = 0
+            while not painting.done():
+                most = max(most, len(await asyncio.to_thread(asleep.jobs, "draw")))
+                await asyncio.wait([painting], timeout=0.5)
+            return await painting, most
+
+    colors, most = asyncio.run(scenario())
+    assert colors == list(range(24))
+    assert most >= 2
+
+
+def test_nobodys_picture_is_lost_or_anothers_when_one_of_three_replicas_is_killed(cluster):
+    resubmitted: Counter[int] = Counter()
+
+    async def one(user: Painter, color: int) -> int:
+        """As a careful client does it: what was lost is sent once more."""
+        way = (user.paint, user.poll)[color % 2]
+        try:
+            return await asyncio.wait_for(way(color, SECONDS), PATIENCE)
+        except (AssertionError, aiohttp.ClientError):
+            resubmitted[color] += 1
+            return await asyncio.wait_for(way(color, SECONDS), PATIENCE)
+
+    async def scenario() -> list[int]:
+        async with painter(cluster) as user:
+            painting = asyncio.gather(*(one(user, color) for color in range(PROMPTS)))
+            await asyncio.to_thread(cluster.until, lambda: cluster.service("draw")["in_flight"] >= PROMPTS // 3, "prompts under way")
+            # At once: the queue does not get the time that an ordinary end gives it.
+            job = str(cluster.jobs("draw")[0])
+            await asyncio.to_thread(cluster.run, "head", "scancel", "--signal=KILL", "--full", job)
+            return await painting
+
+    with instances(cluster, 3):
+        assert asyncio.run(scenario()) == list(range(PROMPTS))
+        assert 1 <= len(resubmitted) < PROMPTS
+        assert set(resubmitted.values()) == {1}
+        cluster.until(lambda: cluster.service("draw")["replicas_ready"] == 3, "three instances again", START)
+
+
+def test_nothing_is_lost_when_a_replica_is_cancelled_whose_queue_is_short(cluster):
+    async def scenario() -> list[int]:
+        async with painter(cluster) as user:
+            painting = asyncio.gather(*(user.paint(color, SECONDS) for color in range(12)))
+            await asyncio.to_thread(cluster.until, lambda: cluster.service("draw")["in_flight"] >= 6, "prompts under way")
+            await asyncio.to_thread(cluster.run, "head", "scancel", str(cluster.jobs("draw")[0]))
+            return await painting
+
+    with instances(cluster, 2):
+        assert asyncio.run(scenario()) == list(range(12))
+
+
+def test_a_replica_that_is_no_longer_wanted_finishes_its_queue_first(cluster):
+    async def scenario() -> list[int]:
+        async with painter(cluster) as user:
+            painting = asyncio.gather(*(user.poll(color, 4 * SECONDS) for color in range(8)))
+            await asyncio.to_thread(cluster.until, lambda: cluster.service("draw")["in_flight"] >= 6, "prompts under way")
+            with cluster.service_as("draw", min=1, max=1, opportunistic=0):
+                colors = await painting
+                await asyncio.to_thread(cluster.until, lambda: len(cluster.jobs("draw")) == 1, "one replica left", 60)
+            return colors
+
+    with instances(cluster, 2):
+        assert asyncio.run(scenario()) == list(range(8))
+
+
+def test_nobody_reaches_an_instance_without_its_key(cluster):
+    with instances(cluster, 1):
+        (server,), (replica,) = cluster.service("draw")["servers"], cluster.service("draw")["replicas"]
+        paths = ("/prompt", "/object_info", "/queue", "/api/queue", "/view?filename=x")
+        told = cluster.run("n1", "python3", "-c", ASK, f"http://{server['address']}", *paths, user="nobody")
+        assert told.split() == ["200", "401", "401", "401", "401"]
+        base = f"/var/lib/ptolemy/comfyui/{server['name']}"
+        assert cluster.run(replica["host"], "stat", "-c", "%a %U", base).split() == ["700", "ptolemy"]

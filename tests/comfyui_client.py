@@ -1,0 +1,80 @@
+"""A client of ComfyUI's API at the gateway, for the tests with the stand-in and with the real one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+import zlib
+from typing import Any
+
+import aiohttp
+
+
+def workflow(color: int, size: int = 16) -> dict[str, Any]:
+    """A picture of one colour, which needs no model: by it, everybody knows the own one."""
+    return {
+        "1": {"class_type": "EmptyImage", "inputs": {"width": size, "height": size, "batch_size": 1, "color": color}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "ComfyUI"}},
+    }
+
+
+def color_of(picture: bytes) -> int:
+    """The colour of a picture's first pixel, which no filter of PNG changes."""
+    assert picture.startswith(b"\x89PNG")
+    at = picture.index(b"IDAT")
+    length = int.from_bytes(picture[at - 4 : at], "big")
+    return int.from_bytes(zlib.decompressobj().decompress(picture[at + 4 : at + 4 + length])[1:4], "big")
+
+
+class Painter:
+    """A client of one service, as Open WebUI: all come from one address, and none keeps a cookie.
+
+    Args:
+        session: sends the key with each request.
+        url: of the service, as ``http://gateway:8080/m/draw``.
+        size: of its pictures, in pixels.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, size: int = 16) -> None:
+        self.session, self.url, self.size = session, url, size
+
+    async def send(self, method: str, path: str, **options: Any) -> tuple[int, bytes]:
+        async with self.session.request(method, self.url + path, **options) as answer:
+            return answer.status, await answer.read()
+
+    async def prompt(self, color: int, **more: Any) -> str:
+        status, body = await self.send("POST", "/prompt", json={"prompt": workflow(color, self.size), **more})
+        assert status == 200, body
+        return str(json.loads(body)["prompt_id"])
+
+    async def result(self, prompt: str) -> bytes:
+        """What was painted; it must be there."""
+        status, body = await self.send("GET", f"/history/{prompt}")
+        assert status == 200, body
+        (image,) = json.loads(body)[prompt]["outputs"]["2"]["images"]
+        status, picture = await self.send("GET", "/view", params=image)
+        assert status == 200, picture
+        return picture
+
+    async def paint(self, color: int, seconds: float = 0.0, client: str = "") -> int:
+        """As Open WebUI does it: a websocket first, then the prompt, its end by the websocket, the history, the picture."""
+        client = client or str(uuid.uuid4())
+        async with self.session.ws_connect(f"{self.url}/ws", params={"clientId": client}) as socket:
+            prompt = await self.prompt(color, client_id=client, extra_data={"standin_seconds": seconds})
+            async for message in socket:
+                told = json.loads(message.data)
+                if told["type"] == "executing" and told["data"]["node"] is None and told["data"]["prompt_id"] == prompt:
+                    return color_of(await self.result(prompt))
+        raise AssertionError("the websocket was closed before the picture was painted")
+
+    async def poll(self, color: int, seconds: float = 0.0) -> int:
+        """As a script does it, without a websocket."""
+        prompt = await self.prompt(color, extra_data={"standin_seconds": seconds})
+        for _ in range(4000):
+            status, body = await self.send("GET", f"/history/{prompt}")
+            assert status == 200, body
+            if json.loads(body):
+                return color_of(await self.result(prompt))
+            await asyncio.sleep(0.05)
+        raise AssertionError("never done")

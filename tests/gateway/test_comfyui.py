@@ -1,0 +1,335 @@
+"""ComfyUI's own API at the gateway: all calls of one prompt reach one instance. These are the stand-in, with Ptolemy's extension.
+
+With PTOLEMY_TEST_COMFYUI, a directory with ComfyUI's `source` and a `venv` with its packages, they are the real one, on CPU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from comfyui_client import Painter, color_of, workflow
+from conftest import until
+from local_gateway import API_KEY, BACKEND_KEY, ROOT, Gateway, free_port
+from ptolemy.comfyui import ComfyUI
+from ptolemy.keys import backend_key
+
+REAL = os.environ.get("PTOLEMY_TEST_COMFYUI", "")
+long_prompts = pytest.mark.skipif(bool(REAL), reason="no prompt of EmptyImage takes long in the real one")
+
+
+class Instance:
+    """One running instance."""
+
+    def __init__(self, directory: Path, job: int) -> None:
+        home = directory / "home"
+        if not home.exists():
+            home.mkdir()
+            (home / "source").symlink_to(Path(REAL) / "source" if REAL else ROOT / "tests" / "comfyui_standin")
+            (home / "venv").symlink_to(Path(REAL) / "venv" if REAL else sys.prefix)
+            (home / "ptolemy").symlink_to(ROOT / "roles" / "comfyui" / "files" / "ptolemy")
+        spec = {
+            "service": "draw",
+            "comfyui": str(home),
+            "comfyui_dir": str(directory),
+            "comfyui_models": [],
+            "model_path": "",
+            "flags": ["--cpu"],
+        }
+        self.engine = ComfyUI(spec, backend_key("draw", BACKEND_KEY), str(job), 0)
+        self.engine.check()
+        self.port = free_port()
+        self.name = self.engine.instance(self.port)
+        command = self.engine.begin(self.port)
+        self.process = subprocess.Popen(command, env=dict(self.engine.environment(self.port)))
+        deadline = time.monotonic() + (240 if REAL else 20)
+        while not self.engine.is_ours(self.port):
+            assert time.monotonic() < deadline and self.process.poll() is None
+            time.sleep(0.05)
+
+    def remaining(self) -> int:
+        return self.engine.running(self.port)
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(10)
+        self.engine.end()
+
+
+@pytest.fixture
+def instances(gateway: Gateway, tmp_path: Path) -> Iterator[Callable[..., Instance]]:
+    """Starts instances, and by default gives them to HAProxy as ptolemyd does."""
+    made: list[Instance] = []
+
+    def start(known: bool = True) -> Instance:
+        made.append(Instance(tmp_path, 7 + len(made)))
+        if known:
+            gateway.add("draw", made[-1].name, made[-1].port, slots=1000)
+        return made[-1]
+
+    yield start
+    for instance in made:
+        instance.stop()
+
+
+@contextlib.asynccontextmanager
+async def painter(gateway: Gateway, key: str = API_KEY) -> AsyncIterator[Painter]:
+    timeout, connector = aiohttp.ClientTimeout(total=60), aiohttp.TCPConnector(limit=0)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector, headers=headers) as session:
+        yield Painter(session, f"{gateway.url}/m/draw")
+
+
+def run(gateway: Gateway, scenario: Callable[[Painter], Any], key: str = API_KEY) -> Any:
+    async def whole() -> Any:
+        async with painter(gateway, key) as user:
+            return await scenario(user)
+
+    return asyncio.run(whole())
+
+
+def test_everybody_gets_the_own_picture_over_three_instances(gateway: Gateway, instances: Any) -> None:
+    three = [instances() for _ in range(3)]
+
+    async def scenario(user: Painter) -> list[int]:
+        return await asyncio.gather(*(user.paint(color * 7, 0.05) for color in range(30)), *(user.poll(color) for color in range(30)))
+
+    assert run(gateway, scenario) == [*(color * 7 for color in range(30)), *range(30)]
+    rows = [line.split(",") for line in gateway.ask("show stat").splitlines() if line.startswith("svc_draw,j")]
+    assert len(rows) == len(three) and all(int(row[7]) > 20 for row in rows)
+
+
+def test_one_client_id_may_be_used_again_and_again(gateway: Gateway, instances: Any) -> None:
+    for _ in range(3):
+        instances()
+
+    async def scenario(user: Painter) -> list[int]:
+        return [await user.paint(color, client="the-same-user") for color in range(12)]
+
+    assert run(gateway, scenario) == list(range(12))
+
+
+@pytest.mark.parametrize("way", ["paint", "poll"])
+def test_a_sleeping_service_is_woken_and_the_request_held(gateway: Gateway, instances: Any, way: str) -> None:
+    async def scenario(user: Painter) -> int:
+        waiting = asyncio.create_task(getattr(user, way)(0xABCDEF))
+        await until(lambda: gateway.queued("draw") == 1, "it is held")
+        await asyncio.to_thread(instances)
+        return await waiting
+
+    assert run(gateway, scenario) == 0xABCDEF
+
+
+def test_many_held_websockets_find_their_instances(gateway: Gateway, instances: Any) -> None:
+    async def scenario(user: Painter) -> list[int]:
+        waiting = asyncio.gather(*(user.paint(color) for color in range(20)))
+        await until(lambda: gateway.queued("draw") == 20, "all are held")
+        for _ in range(2):
+            await asyncio.to_thread(instances)
+        return await waiting
+
+    assert run(gateway, scenario) == list(range(20))
+
+
+def test_a_draining_instance_gets_no_new_client_and_still_gives_its_pictures_out(gateway: Gateway, instances: Any) -> None:
+    first = instances()
+
+    async def scenario(user: Painter) -> tuple[bytes, list[int]]:
+        prompt = await user.prompt(0x112233)
+        await until(lambda: not first.remaining(), "it is done")
+        await user.paint(1, client="known")
+        second = await asyncio.to_thread(instances)
+        gateway.ptolemyd.drain("svc_draw", first.name)
+        fresh = [await user.paint(color, client="known") for color in range(6)] + [await user.poll(color) for color in range(6)]
+        assert len(list((Path(second.engine._spec["comfyui_dir"]) / second.name / "output").iterdir())) == 12
+        return await user.result(prompt), fresh
+
+    picture, fresh = run(gateway, scenario)
+    assert color_of(picture) == 0x112233
+    assert fresh == [*range(6), *range(6)]
+
+
+@long_prompts
+def test_a_prompt_whose_instance_died_is_unknown_and_not_waited_for(gateway: Gateway, instances: Any) -> None:
+    first, _ = instances(), instances()
+
+    async def scenario(user: Painter) -> list[tuple[int, bytes]]:
+        prompts = [await user.prompt(color, extra_data={"standin_seconds": 30}) for color in range(8)]
+        first.stop()
+        return [await user.send("GET", f"/history/{prompt}") for prompt in prompts]
+
+    answers = run(gateway, scenario)
+    lost = [json.loads(body)["error"]["code"] for status, body in answers if status == 404]
+    assert lost == ["prompt_not_found"] * 4
+    assert [body for status, body in answers if status == 200] == [b"{}"] * 4
+
+
+@long_prompts
+def test_a_dead_instances_websockets_end(gateway: Gateway, instances: Any) -> None:
+    first = instances()
+
+    async def scenario(user: Painter) -> None:
+        waiting = asyncio.create_task(user.paint(1, 30))
+        await until(first.remaining, "it runs")
+        first.stop()
+        with pytest.raises((AssertionError, aiohttp.ClientError)):
+            await asyncio.wait_for(waiting, 10)
+
+    run(gateway, scenario)
+
+
+def test_a_picture_is_served_by_the_instance_that_made_it_alone(gateway: Gateway, instances: Any) -> None:
+    first, second = instances(), instances()
+
+    async def scenario(user: Painter) -> list[int]:
+        names = []
+        for color in range(4):
+            prompt = await user.prompt(color)
+            await until(lambda: not first.remaining() and not second.remaining(), "it is done")
+            names.append(json.loads((await user.send("GET", f"/history/{prompt}"))[1])[prompt]["outputs"]["2"]["images"][0]["filename"])
+        assert {name.split("_")[0] for name in names} == {first.name, second.name}
+        first.stop()
+        await until(lambda: gateway.servers("draw")[first.name].startswith("DOWN"), "it is down")
+        missing = [name.replace("_0000", "_0009") for name in names] + ["photo.png", "", "../x"]
+        assert {(await user.send("GET", "/view", params={"filename": name}))[0] for name in missing} == {404}
+        return [(await user.send("GET", "/view", params={"filename": name}))[0] for name in sorted(names)]
+
+    assert run(gateway, scenario) == [404, 404, 200, 200]
+
+
+def test_what_follows_an_upload_reaches_its_instance(gateway: Gateway, instances: Any) -> None:
+    both = [instances(), instances()]
+
+    async def scenario(user: Painter) -> None:
+        form = aiohttp.FormData()
+        form.add_field("image", b"not really", filename="photo.png")
+        status, body = await user.send("POST", "/api/upload/image", data=form)
+        assert (status, json.loads(body)["name"]) == (200, "photo.png")
+        for color in range(6):
+            await user.paint(color)
+
+    run(gateway, scenario)
+    made = [len(list((Path(it.engine._spec["comfyui_dir"]) / it.name / "output").glob("*.png"))) for it in both]
+    assert sorted(made) == [0, 6]
+
+
+@long_prompts
+def test_a_prompt_can_be_ended_by_its_id_alone(gateway: Gateway, instances: Any) -> None:
+    both = [instances(), instances()]
+
+    async def scenario(user: Painter) -> list[int]:
+        running = [await user.prompt(1, extra_data={"standin_seconds": 60}) for _ in both]
+        waiting = [await user.prompt(2) for _ in both]
+        refused = [
+            (await user.send("POST", "/interrupt", json={}))[0],
+            (await user.send("POST", "/queue", json={"clear": True, "delete": ["x"]}))[0],
+            (await user.send("POST", "/queue", json={}))[0],
+        ]
+        for prompt in waiting:
+            assert (await user.send("POST", "/queue", json={"delete": [prompt]}))[0] == 200
+        await until(lambda: [it.remaining() for it in both] == [1, 1], "those that waited are gone")
+        for prompt in running:
+            assert (await user.send("POST", "/interrupt", json={"prompt_id": prompt}))[0] == 200
+        await until(lambda: [it.remaining() for it in both] == [0, 0], "those that ran are gone, too")
+        return refused
+
+    assert run(gateway, scenario) == [400, 400, 400]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        *(
+            ("GET", path)
+            for path in ("/", "/queue", "/history", "/prompt", "/userdata", "/internal/logs", "/ptolemy", "/extensions/core.js")
+        ),
+        *(("POST", path) for path in ("/free", "/history", "/v1/chat/completions")),
+    ],
+)
+def test_neither_the_editor_nor_other_peoples_prompts_are_reachable(gateway: Gateway, instances: Any, method: str, path: str) -> None:
+    instances()
+    assert run(gateway, lambda user: user.send(method, path, json={} if method == "POST" else None))[0] == 404
+
+
+@pytest.mark.parametrize("path", ["/prompt", "/ws", "/view?filename=j7r0p20000_x", "/history/x", "/object_info", "/"])
+def test_nothing_is_reachable_without_a_key(gateway: Gateway, instances: Any, path: str) -> None:
+    instances()
+    assert run(gateway, lambda user: user.send("GET", path), key="")[0] == 401
+    assert run(gateway, lambda user: user.send("GET", path), key="sk-wrong")[0] == 401
+
+
+def status_of(port: int, path: str) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def test_an_instance_lets_nobody_in_but_the_gateway(gateway: Gateway, instances: Any) -> None:
+    instance = instances()
+    paths = ("/prompt", "/object_info", "/api/object_info", "/view?filename=x", "/ptolemy")
+    answers = [status_of(instance.port, path) for path in paths]
+    assert answers == [200, 401, 401, 401, 401]
+
+
+def test_no_instance_means_that_none_has_the_picture(gateway: Gateway) -> None:
+    began = time.monotonic()
+    for path in ("/history/x", "/view?filename=j7r0p20000_x.png"):
+        status, body = run(gateway, lambda user, path=path: user.send("GET", path))
+        assert (status, json.loads(body)["error"]["code"]) == (404, "prompt_not_found")
+    assert time.monotonic() - began < 5
+
+
+def test_a_service_of_pictures_answers_no_chat_and_others_no_prompt(gateway: Gateway, client: Any) -> None:
+    async def scenario() -> tuple[Any, int]:
+        async with client(gateway) as user:
+            chat = await user.chat("draw")
+            return chat, (await user.send("/m/demo/prompt", {"prompt": {}})).status
+
+    chat, prompt = asyncio.run(scenario())
+    assert (chat.status, chat.error["code"], prompt) == (400, "not_a_model_for_chats", 404)
+
+
+def test_only_prompts_count_against_a_keys_limits(gateway: Gateway, instances: Any) -> None:
+    instances()
+    with gateway.key(per_minute=3) as key:
+
+        async def scenario(user: Painter) -> list[int]:
+            painted = [await user.poll(color) for color in range(3)]
+            return [*painted, (await user.send("POST", "/prompt", json={"prompt": workflow(1)}))[0]]
+
+        assert run(gateway, scenario, key) == [0, 1, 2, 429]
+
+
+def test_a_prompts_calls_find_its_instance_after_a_reload(gateway: Gateway, instances: Any) -> None:
+    both = [instances(), instances()]
+
+    async def scenario(user: Painter) -> list[str]:
+        prompts = [await user.prompt(color) for color in range(6)]
+        await until(lambda: not any(it.remaining() for it in both), "all are done")
+        return prompts
+
+    prompts = run(gateway, scenario)
+    gateway.reload()
+    for it in both:
+        gateway.add("draw", it.name, it.port, slots=1000)
+
+    async def later(user: Painter) -> list[int]:
+        return [color_of(await user.result(prompt)) for prompt in prompts]
+
+    assert run(gateway, later) == list(range(6))
