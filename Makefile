@@ -61,6 +61,7 @@ test-lint: bootstrap ## yamllint, ruff, mypy, ansible-lint, the modules' documen
 	cd lab && mypy --config-file ../pyproject.toml *.py
 	cd bench && MYPYPATH=.. mypy --config-file ../pyproject.toml *.py
 	cd bench/gateway && MYPYPATH=..:../../tests mypy --config-file ../../pyproject.toml *.py
+	cd bench/gpu && MYPYPATH=..:../gateway:../../tests mypy --config-file ../../pyproject.toml *.py
 	mypy --package demo
 	venv=$$(client/bootstrap) && cd client && mypy --config-file pyproject.toml --python-executable "$$venv/bin/python"
 	ansible-lint --offline
