@@ -27,7 +27,9 @@ def write(page: Path, results: Path) -> None:
 def tables(rows: Sequence[Row]) -> Iterator[str]:
     """All of it in Markdown: a table for each load, the conversations, and what did not start."""
     runs = [row for row in rows if row["kind"] == "run"]
-    cards = {name: chr(ord("A") + number) for number, name in enumerate(dict.fromkeys(_card(row) for row in runs))}
+    single = dict.fromkeys(_card(row) for row in runs if row["setup"]["gpus"] == 1)
+    cards = {name: chr(ord("A") + number) for number, name in enumerate(single)}
+    cards |= {_card(row): f"{row['setup']['gpus']} cards" for row in runs if row["setup"]["gpus"] > 1}
     for name, load in LOADS.items():
         found = [row for row in runs if row["load"] == name]
         if not found:
@@ -102,7 +104,8 @@ def _model(name: str) -> str:
 
 
 def _card(row: Row) -> str:
-    return str(row.get("machine", "")) if row["setup"]["gpus"] == 1 else f"{row.get('machine', '')} and another"
+    gpus = row["setup"]["gpus"]
+    return str(row["machine"]) if gpus == 1 else f"{row['machine']} and others, {gpus} in all"
 
 
 def plot(rows: Sequence[Row]) -> str:

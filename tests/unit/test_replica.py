@@ -69,7 +69,7 @@ def spec(node, **fields):
 class Runner:
     """A running replica, and what it has published so far."""
 
-    def __init__(self, node, **fields):
+    def __init__(self, node, mps="no", **fields):
         self.node = node
         environment = {
             **os.environ,
@@ -78,6 +78,7 @@ class Runner:
             "SLURM_JOB_ID": "7",
             "SLURM_JOB_GPUS": "0,2",
             "CUDA_VISIBLE_DEVICES": "0,1",
+            "PTOLEMY_MPS": mps,
         }
         with (node / "job.log").open("w") as log:
             self.process = subprocess.Popen(
