@@ -137,6 +137,12 @@ def test_each_server_has_its_gpu_its_port_and_the_services_flags(run):
     assert by_port[FIRST].endswith("--cache-ram 0")
 
 
+def test_one_cache_for_all_slots_keeps_each_slots_limit(run):
+    runner = run(servers_per_gpu=1, flags=["--kv-unified"])
+    runner.until_state("ready")
+    assert all(line.endswith("--kv-unified-per-slot 512 --kv-unified") for line in runner.started())
+
+
 def test_a_model_is_served_from_the_nodes_cache_and_a_wrong_one_not_at_all(run, node):
     (node / "cache").mkdir()
     digest = hashlib.sha256((node / "model.gguf").read_bytes()).hexdigest()
