@@ -68,6 +68,7 @@ test-lint: bootstrap ## yamllint, ruff, mypy, ansible-lint, the modules' documen
 	cd lab && mypy --config-file ../pyproject.toml *.py
 	cd bench && MYPYPATH=.. mypy --config-file ../pyproject.toml *.py
 	cd bench/gateway && MYPYPATH=..:../../tests mypy --config-file ../../pyproject.toml *.py
+	cd bench/gpu && MYPYPATH=..:../gateway:../../tests mypy --config-file ../../pyproject.toml *.py
 	mypy --package demo
 	cd docs/hooks && mypy --config-file ../../pyproject.toml links.py reference.py ../../changelogs/release.py
 	mypy roles/monitoring/dashboards/make.py

@@ -5,7 +5,7 @@ What llama-server allocates depends on shapes and types alone, so the data is a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -220,12 +220,13 @@ def ensure(folder: Path, name: str, tokens: bool = True) -> Path:
     path = folder / f"{name}.gguf"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _write(path.with_suffix(".part"), name, ALL[name], tokens)
+        write(path.with_suffix(".part"), name, ALL[name], _add_tokenizer if tokens else None)
         path.with_suffix(".part").rename(path)
     return path
 
 
-def _write(path: Path, name: str, shape: Shape, tokens: bool) -> None:
+def write(path: Path, name: str, shape: Shape, add_tokenizer: Callable[[gguf.GGUFWriter, Shape], None] | None) -> int:
+    """Write the header, and a hole for the data. Returns where the data begins: ``tensors`` in order, each at a multiple of ALIGNMENT."""
     writer = gguf.GGUFWriter(path, shape.architecture)
     writer.add_name(name)
     writer.add_file_type(shape.file_type)
@@ -255,12 +256,11 @@ def _write(path: Path, name: str, shape: Shape, tokens: bool) -> None:
         writer.add_feed_forward_length(shape.feed_forward)
     if shape.window:
         writer.add_sliding_window(shape.window)
-    if tokens:
-        _add_tokenizer(writer, shape)
+    if add_tokenizer:
+        add_tokenizer(writer, shape)
     size = 0
-    for tensor, dimensions, kind in _tensors(shape):
-        block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-        count = int(np.prod(dimensions)) // block * block_bytes
+    for tensor, dimensions, kind in tensors(shape):
+        count = stored_bytes(dimensions, kind)
         # gguf names the rows' length last.
         writer.add_tensor_info(tensor, dimensions[::-1], np.dtype(np.float32), count, raw_dtype=kind)
         size += -(-count // ALIGNMENT) * ALIGNMENT
@@ -268,9 +268,16 @@ def _write(path: Path, name: str, shape: Shape, tokens: bool) -> None:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
-    head = path.stat().st_size
+    start = -(-path.stat().st_size // ALIGNMENT) * ALIGNMENT
     with path.open("r+b") as file:
-        file.truncate(-(-head // ALIGNMENT) * ALIGNMENT + size)
+        file.truncate(start + size)
+    return start
+
+
+def stored_bytes(dimensions: tuple[int, ...], kind: Kind) -> int:
+    """What a tensor takes in the file."""
+    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    return int(np.prod(dimensions)) // block * block_bytes
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, shape: Shape) -> None:
@@ -303,7 +310,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, shape: Shape) -> None:
     writer.add_eos_token_id(2)
 
 
-def _tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...], Kind]]:
+def tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...], Kind]]:
     """Name, lengths with that of a row first, and type of each tensor."""
     width, kind, plain = shape.width, shape.kind, Kind.F32
     bert = "bert" in shape.parts

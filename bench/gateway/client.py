@@ -128,6 +128,7 @@ class Connection(asyncio.Protocol):
         self.answer.pieces.append((now, data))
         if first:
             self._missing = _length_missing(data)
+            data = data.partition(b"\r\n\r\n")[2]  # a head may end as a body does: "max=100"
         elif self._missing > 0:
             self._missing -= len(data)
         self._tail = (self._tail + data)[-len(_END) :]

@@ -81,6 +81,8 @@ class LlamaServer:
             "--no-slots",  # /slots shows prompts
             "--no-webui",
             "--offline",
+            # One cache for all slots must not give one of them the room of all.
+            *(("--kv-unified-per-slot", str(spec["context"])) if {"-kvu", "--kv-unified"} & set(spec["flags"]) else ()),
             *spec["flags"],
         ]
 

@@ -25,8 +25,9 @@ from .config import COMFYUI
 from .engines import Engine, LlamaServer, ReplicaError, present
 from .keys import backend_key
 from .model_cache import StoppedError, WrongModelError, take
+from .mps import Mps
 from .process import one_line
-from .publisher import Publisher, say, told
+from .publisher import Publisher, last_lines, say, told
 from .record import DRAINING, FAILED, READY, STARTING, Record
 
 POLL = 0.25  # seconds between two looks at the servers
@@ -38,7 +39,6 @@ MOST_EXITS = 5  # exits within that time that end the job
 MOST_EXITS_AT_START = 2  # the same for a server that was never healthy: the next job may get another node or GPU
 FIRST_PAUSE, LAST_PAUSE = 1.0, 30.0  # seconds until an exited server is started again
 LEAVE_TIME = 2.5  # seconds that the gateway gets to notice the end of the job before idleness counts
-LAST_BYTES = 600  # of the job's log that the record of a failed replica repeats; it holds 1024 in all
 KILL_AFTER = 5.0  # seconds from a server's TERM to its KILL
 # Ports are dealt out by GPU, which Slurm gives to one job at a time: our own jobs on a node can never meet.
 SERVERS_A_GPU, GPUS_A_NODE = 16, 64
@@ -84,6 +84,7 @@ class Replica:
         self._key = _key_of(spec["service"], spec["key_file"])
         self._engine = self._make_engine()
         self._engine.check()
+        self._mps = Mps(environment, self._engine.program, spec["servers_per_gpu"])
         self.servers = [
             Server(device, list(ports_for(gpu, number, spec["port_first"], spec["port_last"])))
             for gpu, device in gpus(environment)
@@ -118,7 +119,7 @@ class Replica:
             if self._stop:
                 self._finish_requests()
         except ReplicaError as error:
-            self._publisher.last_word(self._record(FAILED, f"{error}{_last_lines()}"))
+            self._publisher.last_word(self._record(FAILED, f"{error}{last_lines()}"))
             raise
         finally:
             self._stop_servers()
@@ -182,6 +183,9 @@ class Replica:
         if status is not None:
             server.process, server.healthy = None, False
             server.exits = [at for at in server.exits if now - at < STABLE_AFTER] + [now]
+            if self._state == STARTING and self._mps.leave(f"{self._engine.name} on port {server.port} ended with {told(status)}"):
+                server.exits = []
+                return
             if len(server.exits) >= (MOST_EXITS_AT_START if self._state == STARTING else MOST_EXITS):
                 name = f"{self._engine.name} on port {server.port}"
                 raise ReplicaError(f"{name} ended {len(server.exits)} times, the last time with {told(status)}")
@@ -215,9 +219,7 @@ class Replica:
             server.start_at = time.monotonic() + FIRST_PAUSE
             return
         server.port = port
-        environment = {**self._environment, **self._engine.environment(port)}
-        if server.device:
-            environment["CUDA_VISIBLE_DEVICES"] = server.device
+        environment = {**self._environment, **self._engine.environment(port), **self._mps.variables(server.device)}
         command = self._engine.begin(port)
         say(f"starting on GPU {server.device or 'as Slurm says'}: {' '.join(command)}")
         try:
@@ -261,6 +263,7 @@ class Replica:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        self._mps.stop()
         say(f"stopped {len(alive)} servers")
 
 
@@ -310,18 +313,6 @@ def _key_of(service: str, path: str) -> str:
     except OSError as error:
         raise ReplicaError(f"{path}: {error.strerror}; run site.yml for this node") from error
     return backend_key(service, secret)
-
-
-def _last_lines() -> str:
-    """The end of the job's log, to be told where people look first; empty where the output is no file."""
-    try:
-        with open("/proc/self/fd/1", "rb") as log:
-            log.seek(max(os.fstat(log.fileno()).st_size - LAST_BYTES, 0))
-            lines = log.read(LAST_BYTES).decode(errors="replace").splitlines()
-    except OSError:
-        return ""
-    # What the runner says itself stands in the reason already.
-    return "".join(f" | {line.strip()}" for line in lines[1:] if line.strip() and " ptolemy: " not in line)
 
 
 def main() -> int:

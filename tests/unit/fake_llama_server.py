@@ -10,6 +10,9 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ARGUMENTS = dict(zip(sys.argv[1:], sys.argv[2:]))
+if "--list-devices" in sys.argv:
+    print("Available devices:\n" + ("" if (HERE / "no-gpu").exists() else "  CUDA0: a fake"))
+    sys.exit(0)
 PORT = int(ARGUMENTS["--port"])
 
 
@@ -36,8 +39,10 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-if (HERE / "broken").exists():
+if (HERE / "broken").exists() or ((HERE / "mps-breaks").exists() and "CUDA_MPS_PIPE_DIRECTORY" in os.environ):
     sys.exit(1)
+with (HERE / "mps").open("a") as file:
+    file.write(f"{PORT} {os.environ.get('CUDA_MPS_PIPE_DIRECTORY', 'none')}\n")
 (HERE / "own-key").write_text(os.environ["LLAMA_API_KEY"])
 with (HERE / "started").open("a") as file:
     file.write(f"{PORT} {os.environ.get('CUDA_VISIBLE_DEVICES')} {' '.join(sys.argv[1:])}\n")

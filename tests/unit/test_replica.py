@@ -69,7 +69,7 @@ def spec(node, **fields):
 class Runner:
     """A running replica, and what it has published so far."""
 
-    def __init__(self, node, **fields):
+    def __init__(self, node, mps="no", **fields):
         self.node = node
         environment = {
             **os.environ,
@@ -78,6 +78,7 @@ class Runner:
             "SLURM_JOB_ID": "7",
             "SLURM_JOB_GPUS": "0,2",
             "CUDA_VISIBLE_DEVICES": "0,1",
+            "PTOLEMY_MPS": mps,
         }
         with (node / "job.log").open("w") as log:
             self.process = subprocess.Popen(
@@ -134,6 +135,12 @@ def test_each_server_has_its_gpu_its_port_and_the_services_flags(run):
     assert [by_port[port].split()[1] for port in record.ports] == ["0", "0", "1", "1"]
     assert "--ctx-size 2048" in by_port[FIRST]
     assert by_port[FIRST].endswith("--cache-ram 0")
+
+
+def test_one_cache_for_all_slots_keeps_each_slots_limit(run):
+    runner = run(servers_per_gpu=1, flags=["--kv-unified"])
+    runner.until_state("ready")
+    assert all(line.endswith("--kv-unified-per-slot 512 --kv-unified") for line in runner.started())
 
 
 def test_a_model_is_served_from_the_nodes_cache_and_a_wrong_one_not_at_all(run, node):
