@@ -28,6 +28,8 @@ LEFT, TOP, WIDTH, HEIGHT, ACROSS, DOWN = 64, 104, 460, 120, 548, 196
 UNITS = {"percentunit": (100.0, " %"), "s": (1.0, " s"), "reqps": (1.0, " a second")}
 ASK = "import sys, urllib.request; sys.stdout.write(urllib.request.urlopen(sys.argv[1], timeout=20).read().decode())"
 
+Lines = Sequence[tuple[str, Sequence[tuple[float, float]]]]
+
 
 def series(prefix: str, expression: str, start: float, end: float) -> list[dict[str, Any]]:
     """What the Prometheus on the head of a lab has for an expression; it listens on that host's loopback."""
@@ -52,10 +54,8 @@ def upper(most: float) -> float:
     return next(power * step for step in (1, 2, 5, 10) if power * step >= most)
 
 
-def chart(
-    panel: Mapping[str, Any], lines: Sequence[tuple[str, Sequence[tuple[float, float]]]], place: int, start: float, end: float
-) -> str:
-    """One panel with its lines: grid, numbers, minutes, legend."""
+def chart(panel: Mapping[str, Any], lines: Lines, colors: dict[str, str], place: int, start: float, end: float) -> str:
+    """One panel with its lines: grid, numbers, minutes, legend. ``colors`` are those that names have; new ones are added."""
     left, top = LEFT + place % 2 * ACROSS, TOP + place // 2 * DOWN
     scale, unit = UNITS.get(panel["fieldConfig"]["defaults"]["unit"], (1.0, ""))
     edge = upper(max((value * scale for _, points in lines for _, value in points), default=0.0))
@@ -68,8 +68,9 @@ def chart(
         x = left + WIDTH * (1 - minutes * 60 / (end - start))
         parts.append(svg.text(x, top + HEIGHT + 16, f"-{minutes} min" if minutes else "now", 10.5, svg.FAINT, "middle"))
     x = float(left)
-    for number, (name, points) in enumerate(lines):
-        color = COLORS[number % len(COLORS)]
+    for name, points in lines:
+        # A service has one colour in all panels.
+        color = colors.setdefault(name.removeprefix("svc_"), COLORS[len(colors) % len(COLORS)])
         path = " ".join(
             f"{left + WIDTH * (at - start) / (end - start):.1f},{top + HEIGHT * (1 - value * scale / edge):.1f}" for at, value in points
         )
@@ -90,7 +91,8 @@ def main() -> None:
     end = time.time()
     start = end - given.minutes * 60
     panels = [panel for panel in json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"] if panel["type"] == "timeseries"]
-    parts = []
+    parts: list[str] = []
+    colors: dict[str, str] = {}
     for place, panel in enumerate(panels):
         lines = []
         for target in panel["targets"]:
@@ -99,7 +101,7 @@ def main() -> None:
                 known = [(at, value) for at, value in points if math.isfinite(value)]
                 if known:
                     lines.append((named(target["legendFormat"], found["metric"]), known))
-        parts.append(chart(panel, sorted(lines), place, start, end))
+        parts.append(chart(panel, sorted(lines), colors, place, start, end))
     words = "The lab's Prometheus: two services of a fixed size, two that sleep until somebody asks"
     height = TOP + DOWN * math.ceil(len(panels) / 2)
     given.into.write_text(svg.document(1100, height, "Ptolemy: overview", words, parts), encoding="utf-8")
