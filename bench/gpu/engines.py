@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import re
 import shlex
@@ -156,7 +158,20 @@ def engines(setup: Setup, program: Path, model: Path, context: int, gpus: Sequen
         deadline = time.monotonic() + START_TIMEOUT
         for engine in started:
             _wait(engine, deadline)
+        _check(started[0])
         yield started
+
+
+def _check(engine: Engine) -> None:
+    """Raise ValueError unless a server's logits are numbers: nonsense that is not finite would cost something else than real weights do."""
+    body = {"messages": [{"role": "user", "content": "able"}], "max_tokens": 2, "logprobs": True, "top_logprobs": 3}
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    request = urllib.request.Request(f"http://127.0.0.1:{engine.port}/v1/chat/completions", json.dumps(body).encode(), headers)
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=START_TIMEOUT) as answer:
+        tokens = json.load(answer)["choices"][0]["logprobs"]["content"]
+    found = [one["logprob"] for token in tokens for one in (token, *token["top_logprobs"])]
+    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in found):
+        raise ValueError(f"the model's logits are no numbers: {found}")
 
 
 def _wait(engine: Engine, deadline: float) -> None:
