@@ -62,7 +62,7 @@ def test_what_a_page_names_is_there(page: str) -> None:
             set(re.findall(r"(?:^ *|`)make ([a-z][a-z-]+)", text, re.MULTILINE)),
             {name for line in re.findall(r"^([a-z][a-z -]*):", MAKEFILE, re.MULTILINE) for name in line.split()},
         ),
-        "ptolemy": (set(re.findall(r"(?:^ *|`)ptolemy ([a-z]+)", text, re.MULTILINE)), commands_of(ptolemy.__main__.parser())),
+        "ptolemy": (set(re.findall(r"(?:^ *|`)ptolemy ([a-z]+(?:-[a-z]+)*)", text, re.MULTILINE)), commands_of(ptolemy.__main__.parser())),
         "variable": (
             {name for name in re.findall(rf"`((?:{'|'.join(ROLES)})_[a-z_]+)\b[^`/]*`", text) if not name.endswith("_")},
             known_variables() | {"slurm_managed", "slurm_controller"},  # the site's own; a group
