@@ -65,7 +65,7 @@ def test_what_a_page_names_is_there(page: str) -> None:
         "ptolemy": (set(re.findall(r"(?:^ *|`)ptolemy ([a-z]+(?:-[a-z]+)*)", text, re.MULTILINE)), commands_of(ptolemy.__main__.parser())),
         "variable": (
             {name for name in re.findall(rf"`((?:{'|'.join(ROLES)})_[a-z_]+)\b[^`/]*`", text) if not name.endswith("_")},
-            known_variables() | {"slurm_managed", "slurm_controller"},  # the site's own; a group
+            known_variables() | {"slurm_managed", "slurm_controller", "client_id"},  # the site's own; a group; a field of ComfyUI's
         ),
     }
     assert {kind: sorted(given - there) for kind, (given, there) in named.items() if given - there} == {}
