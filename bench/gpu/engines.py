@@ -21,8 +21,8 @@ from pathlib import Path
 from local_gateway import API_KEY, BACKEND_KEY, Gateway, free_port, render
 from processes import running
 from proxies import BATCH_KEY, Proxy
+from ptolemy.engines import LlamaServer
 from ptolemy.keys import backend_key
-from ptolemy.replica import Replica
 
 SERVICE = "demo"
 START_TIMEOUT = 150.0
@@ -113,21 +113,13 @@ class Engine:
     log: Path
 
 
-def command(setup: Setup, program: Path, model: Path, context: int, port: int, key_file: Path) -> list[str]:
-    """The command line of one server.
-
-    Raises:
-        ptolemy.replica.ReplicaError: a file is not there.
-    """
+def command(setup: Setup, program: Path, model: Path, context: int, port: int) -> list[str]:
+    """The command line of one server."""
     if setup.plain:
         sizes = ["--parallel", str(setup.slots), "--ctx-size", str(setup.slots * context)] if setup.slots else []
         return [str(program), "--port", str(port), "--model", str(model), "--alias", SERVICE, *sizes, *setup.flags]
-    spec = {
-        "llama_server": str(program), "model_path": str(model), "key_file": str(key_file), "service": SERVICE,
-        "servers_per_gpu": setup.servers,
-        "slots": setup.slots, "context": context, "flags": setup.flags, "port_first": port, "port_last": port,
-    }  # fmt: skip
-    return Replica(spec, {"SLURM_JOB_GPUS": "0"}).command(port)
+    files = {"llama_server": str(program), "model_path": str(model)}
+    return LlamaServer({**files, "service": SERVICE, "slots": setup.slots, "context": context, "flags": setup.flags}, "").begin(port)
 
 
 @contextlib.contextmanager
@@ -139,9 +131,6 @@ def engines(setup: Setup, program: Path, model: Path, context: int, gpus: Sequen
     Raises:
         RuntimeError: one did not become healthy; with the end of its log.
     """
-    key_file = base / "backend.key"
-    key_file.write_text(BACKEND_KEY)
-    key_file.chmod(0o600)
     started = []
     with contextlib.ExitStack() as stack:
         for gpu in gpus[: setup.gpus] or [""]:
@@ -153,7 +142,7 @@ def engines(setup: Setup, program: Path, model: Path, context: int, gpus: Sequen
             for _ in range(setup.servers):
                 port = free_port()
                 log = base / f"{port}.log"
-                words = command(setup, program, model, context, port, key_file)
+                words = command(setup, program, model, context, port)
                 started.append(Engine(port, stack.enter_context(running(words, log, environment)), log))
         deadline = time.monotonic() + START_TIMEOUT
         for engine in started:
