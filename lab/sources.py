@@ -71,10 +71,7 @@ def _download(settings: Settings, into: Path) -> None:
 
 
 def ensure_wheelhouse(settings: Settings) -> Path:
-    """The wheels of Open WebUI's lock for the Python of its host, in the cache by the lock's hash.
-
-    They are fetched for that Python and not with it, so that any interpreter here will do: the lock has no conditions.
-    """
+    """The wheels of Open WebUI's lock for the Python of its host, in the cache by the lock's hash."""
     lock = CHECKOUT / "roles" / "openwebui" / "files" / f"requirements-{OPENWEBUI_PYTHON}.txt"
     target = settings.cache / "openwebui" / _sha256(lock)[:12]
     if target.exists():
@@ -84,12 +81,26 @@ def ensure_wheelhouse(settings: Settings) -> Path:
     shutil.rmtree(incoming, ignore_errors=True)
     incoming.mkdir(parents=True)
     say("downloading Open WebUI and what it needs (420 MB)")
+    download_wheels(settings, lock, incoming)
+    incoming.rename(target)
+    say(f"{target}  {len(list(target.iterdir()))} wheels")
+    return target
+
+
+def download_wheels(settings: Settings, lock: Path, into: Path) -> None:
+    """Fetch all wheels of a lock for the Python of Open WebUI's host.
+
+    They are fetched for that Python and not with it, so that any interpreter here will do: the lock has no conditions.
+
+    Raises:
+        LabError: pip could not.
+    """
     digits = OPENWEBUI_PYTHON.replace(".", "")
     tags = [f"manylinux_2_{minor}_{os.uname().machine}" for minor in range(OPENWEBUI_GLIBC, 4, -1)]
     old = [f"{name}_{os.uname().machine}" for name in ("manylinux2014", "manylinux2010", "manylinux1", "linux")]
     logged(
         [
-            *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", str(incoming)),
+            *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", str(into)),
             *("--require-hashes", "--requirement", str(lock), "--progress-bar", "off"),
             *("--implementation", "cp", "--python-version", OPENWEBUI_PYTHON),
             *(option for abi in (f"cp{digits}", "abi3", "none") for option in ("--abi", abi)),
@@ -98,6 +109,3 @@ def ensure_wheelhouse(settings: Settings) -> Path:
         settings.log_dir / "openwebui-wheels.log",
         timeout=1800,
     )
-    incoming.rename(target)
-    say(f"{target}  {len(list(target.iterdir()))} wheels")
-    return target

@@ -104,6 +104,8 @@ def logged(argv: Sequence[str], log: Path, timeout: float, env: Mapping[str, str
             if process.poll() is None:
                 process.kill()
                 process.wait()
+            if process.stdout:
+                process.stdout.close()
     if code != 0:
         print("\n".join(tail), file=sys.stderr, flush=True)
         raise LabError(f"`{' '.join(argv[:4])} ...` failed (exit {code}); its whole output: {log}")

@@ -90,7 +90,7 @@ class Gateway:
     def start(self) -> None:
         with open(self.directory / "haproxy.log", "ab") as log:
             command = [HAPROXY, "-W", "-f", str(self.directory / "haproxy.cfg")]
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **unit_environment()})
         self.wait_for_worker(other_than="")
 
     def stop(self) -> None:
@@ -183,6 +183,13 @@ class Gateway:
             while True:
                 lines.append(self.log_socket.recv(65536).decode())
         return lines
+
+
+def unit_environment() -> dict[str, str]:
+    """What the role's unit file sets for HAProxy."""
+    unit = (ROOT / "roles" / "haproxy" / "templates" / "unit.conf.j2").read_text().splitlines()
+    words = [word for line in unit if line.startswith("Environment=") for word in line.removeprefix("Environment=").split()]
+    return dict(word.split("=", 1) for word in words)
 
 
 def render(base: Path, gateways: Sequence[Gateway]) -> None:

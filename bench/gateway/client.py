@@ -53,6 +53,12 @@ class Answer:
         head = self.pieces[0][1][:12] if self.pieces else b""
         return int(head[9:12]) if head.startswith(b"HTTP/1.") and head[9:12].isdigit() else 0
 
+    @property
+    def queued(self) -> int:
+        """Nanoseconds that it waited in the gateway's queues, as the gateway says; 0 where none says it."""
+        found = re.search(rb"\r\nx-ptolemy-queue-ms: *(\d+)", self.pieces[0][1], re.IGNORECASE) if self.pieces else None
+        return int(found[1]) * 10**6 if found else 0
+
     def tokens(self) -> list[Token]:
         """The marks in the body, in order."""
         raw = b"".join(data for _, data in self.pieces)
@@ -152,10 +158,11 @@ async def connect(port: int, source: str = "127.0.0.1") -> Connection:
     return protocol
 
 
-def request(proxy: Proxy, body: str, key: str = "") -> bytes:
-    """A chat completion as it goes over the wire."""
+def request(proxy: Proxy, body: str, key: str = "", person: str = "") -> bytes:
+    """A chat completion as it goes over the wire; for one of Open WebUI's people, if named."""
+    named = f"X-OpenWebUI-User-Id: {person}\r\n" if person else ""
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: bench\r\nAccept: application/json\r\n"
-        f"Content-Type: application/json\r\nAuthorization: Bearer {key or proxy.key}\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"Content-Type: application/json\r\nAuthorization: Bearer {key or proxy.key}\r\n{named}Content-Length: {len(body)}\r\n\r\n"
     )
     return (head + body).encode()

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 
 from client import Answer, Connection, connect, request
 from processes import cpu_seconds, forget_peak, peak_memory
-from proxies import BATCH_KEY, Proxy
+from proxies import BATCH_KEY, PEOPLE_KEY, Proxy
 from tables import percentile
 from wishes import chat
 
 SERVERS, SLOTS = 8, 25
 TAKES = 0.4  # seconds that a request has a slot
-BATCH = 0.8  # share of the requests that come with a key of the batch tier
+BATCH = 0.8  # share of the requests that come with one researcher's key of the batch tier
+PEOPLE = 500  # who ask the others, through Open WebUI's key
 OPENING = 500  # connections that are being opened at once
 _sources = (f"127.0.{number // 250 + 1}.{number % 250 + 1}" for number in itertools.count())
 
@@ -37,7 +38,9 @@ class Crowd:
         memory: peak of the proxy, in bytes.
         cpu: CPU seconds of the proxy.
         waits: seconds from the request to its slot, at the median and the worst, by tier.
-        disorder: by tier: share of requests that got their slot more than 200 places away from their turn.
+        disorder: by tier: share of requests that got their slot more than twice 200 places away from their turn: 200 have a slot, and of
+            the batch as many have passed the gate. The turn is the order in which they came into the gateway's queue, where it says so (a
+            proxy's threads read thousands at once in an order of their own), else the order in which they were sent.
     """
 
     offered: int
@@ -84,8 +87,9 @@ async def _measure(proxy: Proxy, offered: int, patience: float, tiers: bool) -> 
         opened = await asyncio.gather(*(_open(proxy.ports[0], source) for _ in range(wanted)))
         connections += opened
     tier = ["batch" if tiers and number % 100 < BATCH * 100 else "interactive" for number in range(offered)]
+    whose = {"batch": BATCH_KEY, "interactive": PEOPLE_KEY if tiers else ""}
     asked = [
-        connection.ask(request(proxy, chat(number, TAKES, 0, 8, stream=False), BATCH_KEY if tier[number] == "batch" else ""))
+        connection.ask(request(proxy, chat(number, TAKES, 0, 8, stream=False), whose[tier[number]], f"person-{number % PEOPLE}"))
         for number, connection in enumerate(connections)
         if connection
     ]
@@ -130,15 +134,16 @@ def _account(crowd: Crowd, good: dict[int, tuple[Answer, int]], tier: Sequence[s
         turns = [number for number in good if tier[number] == name]
         waits = [(good[number][1] - good[number][0].sent) / 1e9 for number in turns]
         crowd.waits[name] = (percentile(waits, 0.5), max(waits))
-        crowd.disorder[name] = disorder([good[number][1] for number in turns], SERVERS * SLOTS)
+        turns.sort(key=lambda number: good[number][1] - good[number][0].queued if good[number][0].queued else good[number][0].sent)
+        crowd.disorder[name] = disorder([good[number][1] for number in turns], 2 * SERVERS * SLOTS)
 
 
-def disorder(starts: Sequence[int], slots: int) -> float:
-    """The share of requests that started more than ``slots`` places away from their turn.
+def disorder(starts: Sequence[int], tolerance: int) -> float:
+    """The share of requests that started more than so many places away from their turn.
 
     Args:
-        starts: when each started, in the order in which they were sent.
-        slots: so many start at once, in any order.
+        starts: when each started, in the order of their turns.
+        tolerance: places.
     """
     order = sorted(range(len(starts)), key=starts.__getitem__)
-    return sum(abs(place - turn) > slots for place, turn in enumerate(order)) / len(starts)
+    return sum(abs(place - turn) > tolerance for place, turn in enumerate(order)) / len(starts)

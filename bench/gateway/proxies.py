@@ -24,6 +24,7 @@ HERE = Path(__file__).parent
 SERVERS, SLOTS = 8, 32  # as two GPUs have it: four llama-servers of 32 slots each
 MODEL = "demo"
 BATCH_KEY = "sk-batch-0123456789abcdef"
+PEOPLE_KEY = "sk-people-0123456789abcdef"  # Open WebUI's
 NGINX_PROGRAM = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") or ""
 NGINX_MODULES = "/usr/lib/nginx/modules"
 LITELLM_VERSION = "1.106.12"  # the newest whose `proxy` extra could be installed from the index
@@ -89,7 +90,8 @@ def ptolemy(directory: Path, ports: Sequence[int], slots: int, name: str = OURS,
     """
     home = Path(tempfile.mkdtemp(prefix="ptolemy-", dir=directory))
     home.chmod(0o755)
-    gateway = Gateway(home.name, home, **settings)
+    # No Open WebUI behind it: its connections would count against the open files, too.
+    gateway = Gateway(home.name, home, **{"haproxy_openwebui_server": "", **settings})
     render(directory, [gateway])
     with contextlib.ExitStack() as stack:
         stack.callback(gateway.log_socket.close)
@@ -102,6 +104,7 @@ def ptolemy(directory: Path, ports: Sequence[int], slots: int, name: str = OURS,
             gateway.add(MODEL, f"j1r0p{number}", port, slots)
         gateway.ptolemyd.widen(MODEL, slots * len(ports))
         stack.enter_context(gateway.key(BATCH_KEY, name="batch", user="batch", tier="batch"))
+        stack.enter_context(gateway.key(PEOPLE_KEY, name="people", user="people", speaks_for_users=True))
         assert gateway.process
         yield Proxy(name, [gateway.port], pid=gateway.process.pid)
 

@@ -1,17 +1,18 @@
 """The command ``ptolemy``.
 
-``status``, ``top``, ``wait`` and ``keys`` are for people, ``daemon`` and ``exporter`` for systemd, ``replica`` and ``quantize`` for
-jobs, ``scrape-keys`` for Ansible.
+``status``, ``top``, ``wait``, ``keys`` and ``usage`` are for people, ``daemon`` and ``exporter`` for systemd, ``replica`` and
+``quantize`` for jobs, ``scrape-keys`` for Ansible.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import sys
 import time
 
-from . import daemon, exporter, keys_command, quantize, replica, scrape, status, top
+from . import daemon, exporter, keys_command, quantize, replica, scrape, status, top, usage_command
 from .config import DEFAULT_PATH, load
 from .errors import PtolemyError
 
@@ -29,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     patience.add_argument("--timeout", type=float, default=900.0, metavar="SECONDS", help="give up after this time (default: 900)")
     commands.add_parser("check", help="check the services file")
     keys_command.add_arguments(commands.add_parser("keys", help="add, list, rotate and revoke the keys of clients"))
+    usage_command.add_arguments(commands.add_parser("usage", help="show who used how much in a month"))
     commands.add_parser("daemon", help="run the control loop (systemd starts it)")
     metrics = commands.add_parser("exporter", help="answer Prometheus and the status page from what the daemon wrote (systemd starts it)")
     metrics.add_argument("--listen", default="127.0.0.1:9177", metavar="HOST:PORT", help="(default: 127.0.0.1:9177)")
@@ -49,6 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
             return quantize.main()
         if given.command == "daemon":
             return daemon.main(given.services)
+        if given.command == "usage":
+            print("\n".join(usage_command.run(given, datetime.date.today())))
+            return 0
         config = load(given.services)
         if given.command == "keys":
             print("\n".join(keys_command.run(given, config)))

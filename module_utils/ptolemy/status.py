@@ -11,7 +11,7 @@ from .errors import PtolemyError
 from .haproxy import Gateway, Server, backend_name
 from .memory import Memory
 from .replica import GPUS_A_NODE, SERVERS_A_GPU
-from .slurm import Job
+from .slurm import RUNNING, Job
 
 DEAD_AFTER = 60.0  # seconds without a word from the daemon, above its longest tick
 
@@ -107,6 +107,7 @@ def _describe_service(
         "opportunistic": service.opportunistic,
         "replicas_wanted": wanted,
         "replicas_ready": ready,
+        "gpus": service.gpus * sum(job.state == RUNNING for job in alive),
         "queued": load.last.waiting if load else 0,
         "oldest_wait": load.oldest_wait if load else 0.0,
         "tiers": {

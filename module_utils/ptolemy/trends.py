@@ -27,6 +27,7 @@ class Look:
         waiting: requests that wait, anywhere.
         at_gate: those of them that wait at the gate of the batch requests.
         slots: of the servers that are up.
+        gpus: of the replicas that Slurm runs.
     """
 
     at: float
@@ -35,6 +36,7 @@ class Look:
     waiting: int
     at_gate: int
     slots: int
+    gpus: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Minute:
         busy_seconds: of slots.
         slot_seconds: of slots that there were.
         queue_seconds: of requests in that queue.
+        gpu_seconds: of replicas.
         measured: llama-servers were asked.
         tokens: what they did.
     """
@@ -80,6 +83,7 @@ class Minute:
     busy_seconds: float = 0.0
     slot_seconds: float = 0.0
     queue_seconds: float = 0.0
+    gpu_seconds: float = 0.0
     measured: bool = False
     tokens: Tokens = Tokens()
 
@@ -131,6 +135,7 @@ class Trend:
         minute.busy_seconds += look.running * step
         minute.slot_seconds += look.slots * step
         minute.queue_seconds += (look.waiting - look.at_gate) * step
+        minute.gpu_seconds += look.gpus * step
 
     def count(self, at: float, tokens: Tokens) -> None:
         """Take note of what the service's llama-servers did since they were last asked."""
@@ -143,6 +148,10 @@ class Trend:
         known = {minute.number: minute for minute in self._minutes if minute.watched >= MINUTE / 4}
         newest = int(at // MINUTE)
         return (known.get(number) for number in range(newest - KEPT, newest))
+
+    def between(self, first: int, end: int) -> list[Minute]:
+        """The minutes from number ``first`` to before ``end`` of which anything is known."""
+        return [minute for minute in self._minutes if first <= minute.number < end]
 
     def lately(self, at: float) -> Minute:
         """The present minute and the one before in one, so that there are at least sixty seconds of it."""
@@ -186,6 +195,10 @@ class Trends:
         """The trend of a service; an empty one where it is new."""
         return self._trends.setdefault(service, Trend())
 
+    def between(self, first: int, end: int) -> Iterator[tuple[str, list[Minute]]]:
+        """Each service's minutes, as ``Trend.between``."""
+        return ((name, trend.between(first, end)) for name, trend in self._trends.items())
+
     def add(self, seen: Mapping[str, Any]) -> None:
         """Take note of a status, as ``status.read`` gives it. A stale one tells nothing new. Services that are gone are forgotten."""
         names = {row["service"] for row in seen["services"]}
@@ -203,7 +216,7 @@ def look(at: float, row: Mapping[str, Any]) -> Look:
     """What a trend notes of a service's row of the status."""
     at_gate = row["tiers"].get("batch", {}).get("queued", 0)
     slots = sum(server["slots"] for server in row["servers"] if server["up"] and server["admin"] == "ready")
-    return Look(at, row["arrived"], row["in_flight"], row["queued"], at_gate, slots)
+    return Look(at, row["arrived"], row["in_flight"], row["queued"], at_gate, slots, row["gpus"])
 
 
 def expected_wait(look: Look, width: int, seconds_an_answer: float | None) -> tuple[float | None, float | None]:

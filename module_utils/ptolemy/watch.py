@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import threading
 import time
-from typing import Any, Mapping
+from functools import partial
+from typing import Any, Callable, Mapping
 
 from . import config, keys, page, scrape, status
 from .errors import PtolemyError
 from .files import stamp_of
 from .meter import Meter
 from .trends import Trends
+from .usage import Spending
 
 KEY_HEADER = "x-ptolemy-key-hash"  # set by HAProxy, see roles/haproxy
 EVERY = 1.0  # seconds between two looks at the daemon's file
@@ -29,15 +31,17 @@ class Watch:
     Args:
         services_file: names the other files, and the operators; read anew where it changed.
         key_file: holds the site's backend key, to ask llama-servers for their counts; there may be none.
+        tell: writes a line into the journal, for ``ptolemy usage``.
     """
 
-    def __init__(self, services_file: str, key_file: str = "") -> None:
+    def __init__(self, services_file: str, key_file: str = "", tell: Callable[[str], None] = partial(print, flush=True)) -> None:
         self._services_file = services_file
         self._site = config.load(services_file).site
         self._site_stamp = stamp_of(services_file)
         self._lock = threading.Lock()
         self._trends = Trends()
         self._meter = Meter(key_file)
+        self._spending, self._tell = Spending(time.time()), tell
         self._seen_at = 0.0
         self._made: dict[bool, tuple[float, bytes]] = {}
         self._operators: tuple[tuple[Any, ...], Mapping[str, int]] = ((), {})
@@ -47,6 +51,7 @@ class Watch:
         while not stop.wait(EVERY):
             self.turn(time.time())
         self._meter.close()
+        self._account(time.time(), last=True)
 
     def turn(self, now: float) -> None:
         """One look. A status that cannot be read, or that was read before, teaches nothing."""
@@ -59,6 +64,11 @@ class Watch:
                 self._meter.turn(seen, self._trends, now)
             except (PtolemyError, KeyError, TypeError, ValueError, AttributeError):
                 return  # of another version, perhaps: the next one may be right
+            self._account(now)
+
+    def _account(self, now: float, last: bool = False) -> None:
+        for line in self._spending.lines(self._trends, now, last):
+            self._tell(line)
 
     def document(self, key_hash: str, now: float) -> tuple[bytes, bool]:
         """The document of the status page, as JSON.

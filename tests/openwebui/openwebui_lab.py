@@ -15,6 +15,14 @@ from cluster_host import Cluster
 
 ADMIN = "admin@example.org"
 QUESTION, CATEGORY = "Categorise: DELTA AIR 0062341 BOSTON", "air travel"  # what the demo model knows
+# What the loss of everything leaves.
+EMPTY = """
+set -e
+systemctl stop openwebui
+runuser -u postgres -- dropdb openwebui
+runuser -u postgres -- createdb --owner=openwebui openwebui
+rm -rf /var/lib/openwebui/data
+"""
 # Prints each TCP segment that goes to an endpoint's port: its flow, and its bytes in hexadecimal.
 SNIFFER = """
 import socket, struct

@@ -5,16 +5,7 @@ from __future__ import annotations
 import uuid
 
 from cluster_host import playbook
-from openwebui_lab import ADMIN, OpenWebUI, prompts_on_the_wire, ready
-
-LOSS = """
-set -e
-systemctl stop openwebui
-runuser -u postgres -- dropdb openwebui
-runuser -u postgres -- createdb --owner=openwebui openwebui
-rm -rf /var/lib/openwebui/data
-systemctl start openwebui
-"""
+from openwebui_lab import ADMIN, EMPTY, OpenWebUI, prompts_on_the_wire, ready
 
 
 def test_the_user_the_chat_and_the_knowledge_are_back(cluster, person, url, secrets):
@@ -27,7 +18,7 @@ def test_the_user_the_chat_and_the_knowledge_are_back(cluster, person, url, secr
     assert "/var/backups/openwebui/test.tar" in shown
     assert cluster.run("web", "stat", "-c", "%a %U", "/var/backups/openwebui/test.tar").strip() == "600 root"
 
-    cluster.run("web", "sh", "-c", LOSS, timeout=120)
+    cluster.run("web", "sh", "-c", f"{EMPTY} systemctl start openwebui", timeout=120)
 
     cluster.until(lambda: ready(url), "Open WebUI is ready", 180)
     with OpenWebUI(url, ADMIN, secrets["openwebui_admin_password"]) as admin:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from pathlib import Path
 
 import pytest
+from selenium.webdriver.common.keys import Keys
 
-from browser import ENTER, Browser, chromium
+from chromium import Browser, chromium
 from openwebui_lab import CATEGORY, QUESTION, prompts_on_the_wire
 
 SHOTS = Path(os.environ["PTOLEMY_TEST_SCREENSHOTS"])
 INPUT = "#chat-input"
+GATEWAY = "/etc/haproxy/haproxy.cfg"
 
 
 @pytest.fixture
@@ -21,19 +24,19 @@ def browser(person, url):
         window.open("/auth")
         window.type("input#email", person.email)
         window.type("input#password", person.password)
-        window.screenshot(SHOTS / "sign-in.png")
-        window.type("input#password", ENTER)
+        window.picture(SHOTS / "sign-in.png")
+        window.type("input#password", Keys.ENTER)
         window.until(lambda: window.all(INPUT), "the chat is there")
         yield window
 
 
 def ask(window: Browser, text: str) -> None:
     window.type(INPUT, text)
-    window.type(INPUT, ENTER)
+    window.type(INPUT, Keys.ENTER)
 
 
 def answers(window: Browser) -> list[str]:
-    return window.script("return [...document.querySelectorAll('.chat-assistant')].map(e => e.innerText.trim())")
+    return window.run("[...document.querySelectorAll('.chat-assistant')].map(e => e.innerText.trim())")
 
 
 def right(window: Browser) -> int:
@@ -45,7 +48,7 @@ def test_a_person_chats(cluster, browser):
     browser.open("/?models=demo")
     ask(browser, QUESTION)
     browser.until(lambda: right(browser) == 1, "the answer")
-    browser.screenshot(SHOTS / "chat.png")
+    browser.picture(SHOTS / "chat.png")
 
 
 def test_a_person_asks_about_a_file(cluster, browser, tmp_path):
@@ -53,12 +56,12 @@ def test_a_person_asks_about_a_file(cluster, browser, tmp_path):
     (tmp_path / "lockers.txt").write_text(f"The code of the parcel locker is {code}.")
     browser.open("/?models=demo")
     browser.type("input[type=file]", str(tmp_path / "lockers.txt"))
-    browser.shows("lockers.txt")
+    browser.shows(r"lockers\.txt")
     with prompts_on_the_wire(cluster) as prompts:
         ask(browser, "What is the code of the parcel locker?")
         browser.until(lambda: [answer for answer in answers(browser) if answer], "an answer")
         browser.until(lambda: prompts.have(code), "the file's text is in the prompt")
-    browser.screenshot(SHOTS / "file.png")
+    browser.picture(SHOTS / "file.png")
 
 
 def test_python_runs_in_the_browser(browser, person):
@@ -73,8 +76,8 @@ def test_python_runs_in_the_browser(browser, person):
     )["id"]
     browser.open(f"/c/{chat}")
     browser.click("button", "Run")
-    browser.shows("42042", 120)
-    browser.screenshot(SHOTS / "python.png")
+    browser.shows("42042", timeout=120)
+    browser.picture(SHOTS / "python.png")
 
 
 def test_a_person_is_answered_after_the_loss_of_all_replicas_without_a_reload(cluster, browser):
@@ -84,3 +87,43 @@ def test_a_person_is_answered_after_the_loss_of_all_replicas_without_a_reload(cl
     cluster.run("head", "scancel", *map(str, cluster.jobs("demo")))
     ask(browser, QUESTION)
     browser.until(lambda: right(browser) == 2, "the second answer, by a replica that was not there yet", 120)
+
+
+@pytest.fixture
+def impatient_gateway(cluster):
+    """It holds requests for 3 s instead of 300."""
+    cluster.run("head", "cp", "--preserve", GATEWAY, f"{GATEWAY}.kept")
+    try:
+        cluster.run("head", "sed", "--in-place", "s/%\\[date(300)\\]/%[date(3)]/", GATEWAY)
+        cluster.run("head", "systemctl", "reload", "haproxy")
+        yield
+    finally:
+        cluster.run("head", "mv", f"{GATEWAY}.kept", GATEWAY)
+        cluster.run("head", "systemctl", "reload", "haproxy")
+
+
+@contextlib.contextmanager
+def no_replica_comes(cluster):
+    """The service has none, and the next ones wait in Slurm until this is over."""
+
+    def end() -> None:
+        cluster.run("head", "scancel", *map(str, cluster.jobs("demo")))
+
+    try:
+        with cluster.service_as("demo", sbatch_options=["--begin=now+1hour"]):
+            end()
+            cluster.until(lambda: not cluster.service("demo")["servers"], "no server is left", 30)
+            yield
+    finally:
+        end()
+        cluster.until_ready()
+
+
+def test_a_person_is_told_when_no_replica_comes_and_is_answered_once_one_does(cluster, impatient_gateway, browser):
+    browser.open("/?models=demo")
+    with no_replica_comes(cluster):
+        ask(browser, QUESTION)
+        browser.shows(r"The model is starting or waits for a free GPU, and was not ready within 300 s: try again later\.")
+        browser.picture(SHOTS / "starting.png")
+    ask(browser, QUESTION)
+    browser.until(lambda: right(browser) == 1, "the answer")

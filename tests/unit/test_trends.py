@@ -116,6 +116,7 @@ def row(name="chat", arrived=0, took=0):
         "service": name,
         "arrived": arrived,
         "in_flight": 1,
+        "gpus": 1,
         "queued": 0,
         "tiers": {"interactive": queue, "batch": queue},
         "servers": [{"slots": 4, "up": True, "admin": "ready"}, {"slots": 4, "up": False, "admin": "ready"}],
