@@ -159,7 +159,7 @@ def test_responses(client):
 
 def test_models_tell_their_kind(client):
     kinds = {model.id: model.kind for model in client.models.list()}
-    assert kinds == {"demo": "chat", "demo-b": "chat", "embed": "embedding", "nap": "chat"}
+    assert kinds == {"demo": "chat", "demo-b": "chat", "draw": "comfyui", "embed": "embedding", "nap": "chat"}
 
 
 @pytest.mark.parametrize("package", [openai, anthropic])

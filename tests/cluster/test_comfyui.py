@@ -28,6 +28,12 @@ for path in sys.argv[2:]:
         print(error.code)
 """
 
+KILL = """
+for at in /proc/[0-9]*; do
+    if tr "\\0" " " <"$at/cmdline" 2>/dev/null | grep -q "^/opt/ptolemy/comfyui/.*main.py.*/$1 "; then kill -KILL "${at#/proc/}"; fi
+done
+"""
+
 
 @contextlib.asynccontextmanager
 async def painter(cluster) -> AsyncIterator[Painter]:
@@ -46,8 +52,13 @@ def asleep(cluster):
 @contextlib.contextmanager
 def instances(cluster, count):
     """So many replicas of `draw`, for a while."""
-    with cluster.service_as("draw", min=count, max=count, opportunistic=0):
-        cluster.until(lambda: cluster.service("draw")["replicas_ready"] == count, f"{count} instances", START)
+
+    def there() -> bool:
+        row = cluster.service("draw")
+        return row["replicas_ready"] == len(row["replicas"]) == len(row["servers"]) == count
+
+    with cluster.service_as("draw", min=count, max=count, opportunistic=int(count > 1)):
+        cluster.until(there, f"{count} instances", START)
         yield
 
 
@@ -78,7 +89,18 @@ def test_more_prompts_than_one_instance_should_have_bring_more_instances(asleep)
     assert most >= 2
 
 
-def test_nobodys_picture_is_lost_or_anothers_when_one_of_three_replicas_is_killed(cluster):
+def end_one(cluster, how):
+    """End the replica with the longest queue: as people do it, or so that its instance has no moment left."""
+    busiest = max(cluster.service("draw")["servers"], key=lambda server: server["in_flight"])
+    job = busiest["name"][1:].partition("r")[0]
+    (host,) = (row["host"] for row in cluster.service("draw")["replicas"] if str(row["job"]) == job)
+    if how == "killed":
+        cluster.run(host, "sh", "-c", KILL, "sh", busiest["name"])
+    cluster.run("head", "scancel", *(["--signal=KILL", "--full"] if how == "killed" else []), job)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "killed"])
+def test_nobodys_picture_is_lost_or_anothers_when_one_of_three_replicas_ends(cluster, how):
     resubmitted: Counter[int] = Counter()
 
     async def one(user: Painter, color: int) -> int:
@@ -94,28 +116,16 @@ def test_nobodys_picture_is_lost_or_anothers_when_one_of_three_replicas_is_kille
         async with painter(cluster) as user:
             painting = asyncio.gather(*(one(user, color) for color in range(PROMPTS)))
             await asyncio.to_thread(cluster.until, lambda: cluster.service("draw")["in_flight"] >= PROMPTS // 3, "prompts under way")
-            # At once: the queue does not get the time that an ordinary end gives it.
-            job = str(cluster.jobs("draw")[0])
-            await asyncio.to_thread(cluster.run, "head", "scancel", "--signal=KILL", "--full", job)
+            await asyncio.to_thread(end_one, cluster, how)
             return await painting
 
     with instances(cluster, 3):
         assert asyncio.run(scenario()) == list(range(PROMPTS))
-        assert 1 <= len(resubmitted) < PROMPTS
-        assert set(resubmitted.values()) == {1}
+        assert len(resubmitted) < PROMPTS
+        assert set(resubmitted.values()) <= {1}
+        # An ordinary end gives the instance stop_grace seconds for its queue.
+        assert bool(resubmitted) == (how == "killed") or REAL
         cluster.until(lambda: cluster.service("draw")["replicas_ready"] == 3, "three instances again", START)
-
-
-def test_nothing_is_lost_when_a_replica_is_cancelled_whose_queue_is_short(cluster):
-    async def scenario() -> list[int]:
-        async with painter(cluster) as user:
-            painting = asyncio.gather(*(user.paint(color, SECONDS) for color in range(12)))
-            await asyncio.to_thread(cluster.until, lambda: cluster.service("draw")["in_flight"] >= 6, "prompts under way")
-            await asyncio.to_thread(cluster.run, "head", "scancel", str(cluster.jobs("draw")[0]))
-            return await painting
-
-    with instances(cluster, 2):
-        assert asyncio.run(scenario()) == list(range(12))
 
 
 def test_a_replica_that_is_no_longer_wanted_finishes_its_queue_first(cluster):
