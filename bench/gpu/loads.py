@@ -28,7 +28,7 @@ class Load:
         turns: requests of one conversation, each with all that came before it, a made-up answer of ``out`` tokens and
             ``more`` tokens of a new question.
         more: see there.
-        busy: how many requests are in flight for each slot.
+        pause: seconds on average that somebody reads before the next turn; then fewer requests are in flight.
         words: what it is.
     """
 
@@ -40,7 +40,7 @@ class Load:
     words: str
     turns: int = 1
     more: int = 0
-    busy: float = 1.0
+    pause: float = 0.0
 
 
 LOADS: Mapping[str, Load] = {
@@ -49,7 +49,7 @@ LOADS: Mapping[str, Load] = {
     "chat": Load(0, 400, 128, True, 1024, "chat: 400 tokens in, 128 out, streamed"),
     "long": Load(0, 8192, 256, True, 9216, "long context: 8,192 tokens in, 256 out, streamed"),
     "talk": Load(
-        0, 400, 64, True, 2048, "conversations of 6 turns: 400 to 1,270 tokens in, 64 out, streamed", turns=6, more=100, busy=0.75
+        0, 400, 64, True, 2048, "conversations of 6 turns: 400 to 1,270 tokens in, 64 out, streamed", turns=6, more=100, pause=5.0
     ),
 }
 

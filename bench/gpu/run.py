@@ -72,11 +72,10 @@ def build(source: Path, into: Path, cuda: bool) -> Path:
 def measure(given: argparse.Namespace, setup: Setup, load: Load, running: Sequence[Engine], proxy: Proxy, words: Sequence[str]) -> Traffic:
     """One line of the results, after one closed loop."""
     slots = (setup.slots or 4) * len(running)
-    workers = max(int(slots * load.busy), 1)
     key = "" if load.streamed or not setup.gateway else BATCH_KEY
     window = Window([engine.pid for engine in running], proxy.pid, given.gpu_ids[: setup.gpus])
     prompts = Prompts(load, words, "demo")
-    loop = closed_loop(proxy, load, prompts, workers, given.seconds, given.patience, window, key)
+    loop = closed_loop(proxy, load, prompts, slots, given.seconds, given.patience, window, key)
     traffic = asyncio.run(loop)
     seconds = (traffic.ended - traffic.began) / 1e9
     found = summary(traffic, load)

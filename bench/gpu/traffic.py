@@ -60,13 +60,13 @@ async def closed_loop(
     window: contextlib.AbstractContextManager[object],
     key: str = "",
 ) -> Traffic:
-    """Keep a request of each worker in flight.
+    """Keep a request of each worker in flight, but for the load's pauses.
 
     Args:
         proxy: who is asked; a worker keeps to one of its ports.
         load: what is asked.
         prompts: its requests.
-        workers: how many requests are in flight.
+        workers: how many there are.
         seconds: length of the window.
         patience: seconds after which the window begins although some worker has not had its first answers.
         window: entered at its beginning and left at its end.
@@ -135,6 +135,8 @@ class _Loop:
                     continue
                 self.done[number] += 1
                 self.answers.append((answer, prompt, out))
+                if self._load.pause:
+                    await asyncio.sleep(self._chance.expovariate(1 / self._load.pause))
         finally:
             if connection:
                 _close(connection)

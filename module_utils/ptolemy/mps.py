@@ -18,7 +18,7 @@ from typing import Dict, Mapping, Optional, Tuple
 from .publisher import say
 
 CONTROL = "nvidia-cuda-mps-control"
-READY_TIMEOUT, PROBE_TIMEOUT = 5.0, 60.0
+READY_TIMEOUT, PROBE_TIMEOUT = 5.0, 20.0  # seconds; the runner looks after nothing else meanwhile
 
 
 class Mps:
