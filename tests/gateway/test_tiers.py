@@ -185,7 +185,7 @@ def test_the_models_say_their_state_without_a_reload(gateway: Any, client: Any) 
                 gateway.ptolemyd.tell(key, value)
             return [models, (await user.send("/v1/models/demo")).json]
 
-    (demo, other), later = asyncio.run(scenario())
+    (demo, other, _), later = asyncio.run(scenario())
     assert (demo["status"], demo["sha256"], other["status"]) == ("asleep", "", "starting")
     assert (demo["slots"], demo["revision"]) == (0, "unknown")
     assert (later["status"], later["slots"], later["revision"], later["context_length"]) == ("ready", 64, "0123abcd", 4096)
