@@ -168,7 +168,7 @@ def test_errors_are_the_packages_own(client, claude, package):
         asked = client.with_options(**options).chat.completions if package is openai else claude.with_options(**options).messages
         return asked.create(model=model, messages=HELLO, max_tokens=8)
 
-    with pytest.raises(package.NotFoundError, match=r"The model gpt-9 is unknown\. Known models: demo, demo-b, embed, nap\."):
+    with pytest.raises(package.NotFoundError, match=r"The model gpt-9 is unknown\. Known models: demo, demo-b, draw, embed, nap\."):
         ask("gpt-9")
     with pytest.raises(package.AuthenticationError, match="Missing or invalid API key"):
         ask("demo", api_key="wrong")
