@@ -171,7 +171,7 @@ def _write(path: str, text: str, mode: int) -> None:
 
 def _cells(row: Use) -> list[str]:
     words = [f'"{word}"' if re.search(r"[,\"\s]", word) else word for word in (text.replace('"', '""') for text in astuple(row)[:4])]
-    return [*words, *map(str, astuple(row)[4:8]), *(f"{value:.4f}".rstrip("0").rstrip(".") for value in astuple(row)[8:])]
+    return [*words, *map(str, astuple(row)[4:8]), *(f"{value:.6f}".rstrip("0").rstrip(".") for value in astuple(row)[8:])]
 
 
 def table(rows: Sequence[Use], by: str) -> Iterator[str]:
