@@ -39,7 +39,11 @@ def test_a_new_replica_is_found_and_a_gone_one_forgotten(cluster, prometheus):
 
 
 def test_targets_tell_node_and_gpu_as_slurm_does(cluster, prometheus):
-    cluster.until(lambda: len(llama_servers(prometheus)) == 4, "four llama-servers", 60)
+    def in_step():
+        awake = sorted(job for name in ("demo", "demo-b", "embed", "nap") for job in cluster.jobs(name))
+        return awake == sorted(int(it["labels"]["replica"]) for it in llama_servers(prometheus))
+
+    cluster.until(in_step, "Prometheus has the replicas that there are", 60)
     for target in llama_servers(prometheus):
         labels = target["labels"]
         job = cluster.run("head", "scontrol", "-d", "show", "job", labels["replica"])
