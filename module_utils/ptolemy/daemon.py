@@ -17,7 +17,7 @@ from . import controller, keys, status
 from .clock import SteadyClock
 from .config import Config, Service, load
 from .errors import ConfigError, ObservationError, PtolemyError
-from .files import stamp_of
+from .files import put, stamp_of
 from .haproxy import Gateway, HAProxy
 from .memory import Memory
 from .prompts import Prompts
@@ -279,9 +279,6 @@ def about(service: Service) -> str:
 def _replace(path: str, shown: Any, mode: int) -> None:
     """Write JSON to a file in one step; a failure is logged."""
     try:
-        descriptor = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(json.dumps(shown))  # not dump, which takes five times as long
-        os.replace(path + ".new", path)
+        put(path, json.dumps(shown), mode)  # not dump, which takes five times as long
     except OSError as error:
         log.warning("%s: %s", path, error.strerror)

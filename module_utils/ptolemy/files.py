@@ -27,6 +27,23 @@ def replace_file(module: Any, path: str, text: str) -> None:
     module.atomic_move(temporary, path)
 
 
+def put(path: str, text: str, mode: int) -> None:
+    """Write a file in one step, as only one process does it.
+
+    Args:
+        path: of the file.
+        text: what it shall hold.
+        mode: of a new one.
+
+    Raises:
+        OSError: it cannot be written; the old one stays.
+    """
+    descriptor = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(path + ".new", path)
+
+
 def stamp_of(path: str) -> tuple[int, int, int]:
     """What changes with a file: modification time in ns, inode, bytes; zeros where it cannot be looked at."""
     try:

@@ -6,17 +6,16 @@ nothing but its own numbers. The counts are for the status page, nobody decides 
 
 from __future__ import annotations
 
-import http.client
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Callable, Iterator, Mapping
 
+from .asking import body_of
 from .keys import backend_key
 from .trends import Tokens, Trends
 
 EVERY = 10.0  # seconds
 AT_ONCE = 8
-PATIENCE = 2.0  # seconds
 MOST_BYTES = 65536  # of an answer
 _NAMES = {
     "llamacpp:tokens_predicted_total": "generated",
@@ -109,16 +108,11 @@ def targets(seen: Mapping[str, Any]) -> Iterator[Target]:
 
 def fetch(target: Target, key: str) -> Tokens | None:
     """The counts of one llama-server; None where it gives no answer, or none that can be read."""
-    connection = http.client.HTTPConnection(target.address, timeout=PATIENCE)
+    body = body_of(target.address, "/metrics", MOST_BYTES, {"Authorization": f"Bearer {key}"})
     try:
-        connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {key}"})
-        answer = connection.getresponse()
-        text = answer.read(MOST_BYTES).decode(errors="replace")
-        return parse(text) if answer.status == 200 else None
-    except (OSError, http.client.HTTPException, ValueError):
+        return None if body is None else parse(body.decode(errors="replace"))
+    except ValueError:
         return None
-    finally:
-        connection.close()
 
 
 def parse(text: str) -> Tokens:

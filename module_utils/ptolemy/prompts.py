@@ -5,18 +5,17 @@ Each is asked once a second, away from the control loop. What is not known count
 
 from __future__ import annotations
 
-import http.client
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Callable
 
+from .asking import body_of
 from .comfyui import FREE, remaining
 from .config import COMFYUI, Config
 from .haproxy import Gateway, Server, backend_name, host_port
 
 EVERY = 1.0  # seconds
 AT_ONCE = 16
-PATIENCE = 2.0  # seconds
 COLLECT = 5.0  # seconds after its last prompt in which clients fetch their pictures: for so long it counts as busy
 MOST_BYTES = 4096  # of an answer
 
@@ -81,12 +80,8 @@ class Prompts:
 
 def fetch(address: str) -> int | None:
     """How many prompts an instance has; None where it gives no answer, or none that can be read."""
-    connection = http.client.HTTPConnection(address, timeout=PATIENCE)
+    body = body_of(address, FREE, MOST_BYTES)
     try:
-        connection.request("GET", FREE)
-        answer = connection.getresponse()
-        return remaining(answer.read(MOST_BYTES)) if answer.status == 200 else None
-    except (OSError, http.client.HTTPException, ValueError):
+        return None if body is None else remaining(body)
+    except ValueError:
         return None
-    finally:
-        connection.close()

@@ -289,6 +289,11 @@ def ports_for(gpu: int, number: int, first: int, last: int) -> range:
     return range(first + gpu * SERVERS_A_GPU + number, last + 1, GPUS_A_NODE * SERVERS_A_GPU)
 
 
+def gpu_of(port: int, first: int) -> int:
+    """The index on its node of the GPU that a port was dealt out for: the inverse of ``ports_for``."""
+    return (port - first) // SERVERS_A_GPU % GPUS_A_NODE
+
+
 def _numbers(text: str) -> Iterator[int]:
     """Read Slurm's notation: "0,2-4" gives 0, 2, 3, 4."""
     for run in filter(None, text.split(",")):

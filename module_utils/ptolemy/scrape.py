@@ -15,7 +15,7 @@ from typing import Any, Iterator, Mapping, Sequence
 from .errors import ConfigError
 from .haproxy import host_port
 from .keys import backend_key
-from .replica import GPUS_A_NODE, SERVERS_A_GPU
+from .replica import gpu_of
 
 SUFFIX = ".key"
 
@@ -26,7 +26,7 @@ def targets(seen: Mapping[str, Any], name: str, port_first: int) -> list[dict[st
     Args:
         seen: the daemon's status.
         name: the service.
-        port_first: the first port of endpoints, from which a port tells its GPU, see ``replica.ports_for``.
+        port_first: the first port of endpoints, from which a port tells its GPU, see ``replica.gpu_of``.
     """
     row = next((row for row in seen["services"] if row["service"] == name), None)
     if row is None:
@@ -36,8 +36,7 @@ def targets(seen: Mapping[str, Any], name: str, port_first: int) -> list[dict[st
     # HAProxy's servers, not the records: what fails its checks stays a target, and is then seen to be down.
     for address in sorted({server["address"] for server in row["servers"]} & places.keys()):
         replica, port = places[address]
-        gpu = (port - port_first) // SERVERS_A_GPU % GPUS_A_NODE
-        labels = {"service": name, "replica": str(replica["job"]), "node": replica["host"], "gpu": str(gpu)}
+        labels = {"service": name, "replica": str(replica["job"]), "node": replica["host"], "gpu": str(gpu_of(port, port_first))}
         found.append({"targets": [address], "labels": labels})
     return found
 

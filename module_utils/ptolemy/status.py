@@ -10,7 +10,7 @@ from .config import Canary, Config, Service
 from .errors import PtolemyError
 from .haproxy import Gateway, Server, backend_name
 from .memory import Memory
-from .replica import GPUS_A_NODE, SERVERS_A_GPU
+from .replica import gpu_of
 from .slurm import RUNNING, Job
 
 DEAD_AFTER = 60.0  # seconds without a word from the daemon, above its longest tick
@@ -65,8 +65,6 @@ def _describe_failures(revision: str, memory: Memory) -> Sequence[Mapping[str, A
 
 def _describe_replica(job: Job, port_first: int) -> Mapping[str, Any]:
     ports = list(job.record.ports) if job.record else []
-    # ``replica.ports_for`` deals the ports out by the GPU's index; here they tell it.
-    gpus = {(port - port_first) // SERVERS_A_GPU % GPUS_A_NODE for port in ports}
     return {
         "job": job.id,
         "slurm": job.state,
@@ -81,7 +79,7 @@ def _describe_replica(job: Job, port_first: int) -> Mapping[str, Any]:
         "ends": job.end,
         "took": job.record.took if job.record else 0,
         "ports": ports,
-        "gpus": sorted(gpus),
+        "gpus": sorted({gpu_of(port, port_first) for port in ports}),
         "why": job.record.reason if job.record else "",
     }
 

@@ -14,6 +14,7 @@ from typing import Any, Iterator, Sequence
 
 from . import usage_plot
 from .errors import PtolemyError
+from .files import put
 from .usage import COUNTS, HEADER, KEY, SHARES, Tally, Use, summed
 
 DIRECTORY = "/var/lib/ptolemy/usage"
@@ -161,10 +162,7 @@ def write(path: str, rows: Sequence[Use]) -> None:
 
 def _write(path: str, text: str, mode: int) -> None:
     try:
-        descriptor = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(path + ".new", path)
+        put(path, text, mode)
     except OSError as error:
         raise PtolemyError(f"{path}: {error.strerror}") from error
 

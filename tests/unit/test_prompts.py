@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from ptolemy import backends, prompts
+from ptolemy import asking, backends
 from ptolemy.comfyui import remaining
 from ptolemy.controller import CONNECTIONS, endpoints
 from ptolemy.memory import Memory
@@ -137,7 +137,7 @@ def test_an_instance_is_asked_over_http_and_silence_is_no_answer():
         assert fetch(f"127.0.0.1:{web.server_port}") == 3
         thread.join()
     assert fetch(f"127.0.0.1:{web.server_port}") is None
-    assert prompts.PATIENCE < 5
+    assert asking.PATIENCE < 5
 
 
 def test_a_service_of_pictures_wakes_with_its_first_request_and_grows_with_its_queue():
