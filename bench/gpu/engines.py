@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import under_slurm
 from local_gateway import API_KEY, BACKEND_KEY, Gateway, free_port, render
 from processes import running
 from proxies import BATCH_KEY, Proxy
@@ -53,6 +54,7 @@ class Setup:
         flags: further arguments.
         environment: further variables.
         mps: the servers of a GPU share it through NVIDIA's multi-process service.
+        slurm: the servers are those of a real replica, a job of an unprivileged account, whose runner sees to MPS itself.
         gateway: HAProxy before them, with a name of ``AFFINITY``; empty: none.
         gpus: how many.
         model: another one than the run's.
@@ -65,13 +67,14 @@ class Setup:
     flags: tuple[str, ...] = FLAGS
     environment: dict[str, str] = field(default_factory=dict)
     mps: bool = False
+    slurm: bool = False
     gateway: str = ""
     gpus: int = 1
     model: str = ""
 
 
 def parse(text: str) -> Setup:
-    """Read a setup: ``name: plain servers=1 slots=64 mps gateway=stick gpus=2 model=1b flags=-ub,1024 env=A=B``.
+    """Read a setup: ``name: plain servers=1 slots=64 mps slurm gateway=stick gpus=2 model=1b flags=-ub,1024 env=A=B``.
 
     ``flags`` replaces the example inventory's, ``more`` adds to them.
 
@@ -86,7 +89,7 @@ def parse(text: str) -> Setup:
         key, _, value = word.partition("=")
         if key in ("servers", "slots", "gpus"):
             values[key] = int(value)
-        elif key in ("plain", "mps") and not value:
+        elif key in ("plain", "mps", "slurm") and not value:
             values[key] = True
         elif key in ("gateway", "model") and value and (key == "model" or value in AFFINITY):
             values[key] = value
@@ -133,7 +136,9 @@ def engines(setup: Setup, program: Path, model: Path, context: int, gpus: Sequen
     """
     started = []
     with contextlib.ExitStack() as stack:
-        for gpu in gpus[: setup.gpus] or [""]:
+        if setup.slurm:
+            started = stack.enter_context(_job(setup, program, model, context, len(gpus[: setup.gpus]), base))
+        for gpu in [] if setup.slurm else gpus[: setup.gpus] or [""]:
             environment = {**os.environ, "LLAMA_API_KEY": KEY, **setup.environment}
             if gpu:
                 environment["CUDA_VISIBLE_DEVICES"] = gpu
@@ -149,6 +154,26 @@ def engines(setup: Setup, program: Path, model: Path, context: int, gpus: Sequen
             _wait(engine, deadline)
         _check(started[0])
         yield started
+
+
+@contextlib.contextmanager
+def _job(setup: Setup, program: Path, model: Path, context: int, gpus: int, base: Path) -> Iterator[list[Engine]]:
+    """The servers of a replica under Slurm."""
+    sizes = {"gpus": max(gpus, 1), "servers_per_gpu": setup.servers, "slots": setup.slots, "context": context, "flags": setup.flags}
+    service = {"name": SERVICE, "cpus_per_gpu": 1, "memory_per_gpu": "1G", **sizes}
+    devices = [f"/dev/nvidia{number}" for number in range(gpus)]
+    with under_slurm.replica(program, model, service, setup.environment, devices, base) as (ports, log):
+        yield [Engine(port, _listening(port), log) for port in ports]
+
+
+def _listening(port: int) -> int:
+    """The process whose command line names this port."""
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
+            if b"--port" in words and words[words.index(b"--port") + 1] == str(port).encode():
+                return int(entry.name)
+    raise RuntimeError(f"no server of port {port}")
 
 
 def _check(engine: Engine) -> None:

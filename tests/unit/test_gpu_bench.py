@@ -73,6 +73,7 @@ def test_a_setup_is_read_and_an_unknown_word_is_named():
     assert (setup.name, setup.servers, setup.slots, setup.mps, setup.gateway) == ("a b, c", 2, 8, True, "stick")
     assert setup.flags == (*engines.FLAGS, "-ub", "1024") and setup.environment == {"A": "B=C"}
     assert engines.parse("d: plain slots=0").flags == ()
+    assert engines.parse("f: slurm").slurm
     with pytest.raises(ValueError, match="gateway=nginx"):
         engines.parse("e: gateway=nginx")
 
