@@ -202,7 +202,7 @@ def render(base: Path, gateways: Sequence[Gateway]) -> None:
     """
     group = grp.getgrgid(os.getgid()).gr_name
     variables: dict[str, Any] = {
-        "ptolemy_services": {"demo": {"context": 4096, "model": "tiny"}, "demo-b.v1": {"context": 4096}, "draw": {"kind": "comfyui"}},
+        "ptolemy_services": {"demo": {"context": 4096, "model": "tiny"}, "demo-b.v1": {"context": 4096, "affinity": "conversation"}, "draw": {"kind": "comfyui"}},
         "ptolemy_aliases": {"default": "demo", "gpt-4o-mini": "demo"},
         "ptolemy_api_key": API_KEY,
         "ptolemy_backend_key": BACKEND_KEY,
