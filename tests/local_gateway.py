@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,11 @@ ROOT = HERE.parent
 HAPROXY = os.environ.get("HAPROXY") or shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin") or ""
 API_KEY = "sk-client-0123456789abcdef"
 BACKEND_KEY = "bk-server-0123456789abcdef"
+SERVICES: Mapping[str, Mapping[str, object]] = {
+    "demo": {"context": 4096, "model": "tiny"},
+    "demo-b.v1": {"context": 4096, "affinity": "conversation"},
+    "draw": {"kind": "comfyui"},
+}
 
 
 def free_port() -> int:
@@ -193,16 +198,17 @@ def unit_environment() -> dict[str, str]:
     return dict(word.split("=", 1) for word in words)
 
 
-def render(base: Path, gateways: Sequence[Gateway]) -> None:
+def render(base: Path, gateways: Sequence[Gateway], services: Mapping[str, Mapping[str, object]] = SERVICES) -> None:
     """Write the role's files of each gateway into its directory.
 
     Args:
         base: for Ansible's own files.
         gateways: with their settings.
+        services: what they serve.
     """
     group = grp.getgrgid(os.getgid()).gr_name
     variables: dict[str, Any] = {
-        "ptolemy_services": {"demo": {"context": 4096, "model": "tiny"}, "demo-b.v1": {"context": 4096}, "draw": {"kind": "comfyui"}},
+        "ptolemy_services": services,
         "ptolemy_aliases": {"default": "demo", "gpt-4o-mini": "demo"},
         "ptolemy_api_key": API_KEY,
         "ptolemy_backend_key": BACKEND_KEY,

@@ -30,15 +30,12 @@ START_TIMEOUT = 150.0
 KEY = backend_key(SERVICE, BACKEND_KEY)
 # As the example inventory has it for many short requests.
 FLAGS = ("--cache-ram", "0", "--flash-attn", "on")
-# How conversations keep to the server that has their beginning in its cache.
-FIRST_MESSAGE = "req.body,json_query('$.messages[0].content')"
-AFFINITY = {
-    "leastconn": [],
-    "stick": [
-        "stick-table type string len 64 size 100k expire 30m",
-        f"stick on {FIRST_MESSAGE},sha2(256),hex",
-    ],
-    "hash": [f"balance hash {FIRST_MESSAGE}", "hash-type consistent", "hash-balance-factor 125"],
+# How a conversation finds its server: the service's `affinity`, and what stands in the place of that choice to compare with it.
+HOME = "  use-server %[var(txn.home)] if { var(txn.home) -m found }\n"
+GATEWAYS = {
+    "leastconn": "",
+    "conversation": HOME,
+    "hash": "  balance hash var(txn.talk)\n  hash-type consistent\n  hash-balance-factor 125\n",
 }
 
 
@@ -55,7 +52,7 @@ class Setup:
         environment: further variables.
         mps: the servers of a GPU share it through NVIDIA's multi-process service.
         slurm: the servers are those of a real replica, a job of an unprivileged account, whose runner sees to MPS itself.
-        gateway: HAProxy before them, with a name of ``AFFINITY``; empty: none.
+        gateway: HAProxy before them, with a name of ``GATEWAYS``; empty: none.
         gpus: how many.
         model: another one than the run's.
     """
@@ -74,7 +71,7 @@ class Setup:
 
 
 def parse(text: str) -> Setup:
-    """Read a setup: ``name: plain servers=1 slots=64 mps slurm gateway=stick gpus=2 model=1b flags=-ub,1024 env=A=B``.
+    """Read a setup: ``name: plain servers=1 slots=64 mps slurm gateway=conversation gpus=2 model=1b flags=-ub,1024 env=A=B``.
 
     ``flags`` replaces the example inventory's, ``more`` adds to them.
 
@@ -91,7 +88,7 @@ def parse(text: str) -> Setup:
             values[key] = int(value)
         elif key in ("plain", "mps", "slurm") and not value:
             values[key] = True
-        elif key in ("gateway", "model") and value and (key == "model" or value in AFFINITY):
+        elif key in ("gateway", "model") and value and (key == "model" or value in GATEWAYS):
             values[key] = value
         elif key == "flags":
             flags = tuple(filter(None, value.split(",")))
@@ -228,17 +225,15 @@ def gateway(setup: Setup, ports: Sequence[int], base: Path) -> Iterator[Proxy]:
     home = Path(tempfile.mkdtemp(prefix="gateway-", dir=base))
     home.chmod(0o755)
     made = Gateway(home.name, home, haproxy_openwebui_server="")
-    render(base, [made])
+    render(base, [made], {SERVICE: {"context": 4096, "affinity": "none" if setup.gateway == "leastconn" else "conversation"}})
     configuration = home / "haproxy.cfg"
-    begin = f"\nbackend svc_{SERVICE}\n"
-    lines = "".join(f"  {line}\n" for line in AFFINITY[setup.gateway])
-    configuration.write_text(configuration.read_text().replace(begin, begin + lines))
+    configuration.write_text(configuration.read_text().replace(HOME, GATEWAYS[setup.gateway]))
     with contextlib.ExitStack() as stack:
         stack.callback(made.log_socket.close)
         stack.callback(made.stop)
         made.start()
-        for number, port in enumerate(ports):
-            made.add(SERVICE, f"j1r0p{number}", port, setup.slots)
+        for port in ports:
+            made.add(SERVICE, f"j1r0p{port}", port, setup.slots)
         made.ptolemyd.widen(SERVICE, setup.slots * len(ports))
         stack.enter_context(made.key(BATCH_KEY, name="batch", user="batch", tier="batch"))
         assert made.process

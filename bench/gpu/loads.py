@@ -29,6 +29,7 @@ class Load:
             ``more`` tokens of a new question.
         more: see there.
         pause: seconds on average that somebody reads before the next turn; then fewer requests are in flight.
+        people: how many there are for each slot.
         words: what it is.
     """
 
@@ -41,6 +42,7 @@ class Load:
     turns: int = 1
     more: int = 0
     pause: float = 0.0
+    people: float = 1.0
 
 
 LOADS: Mapping[str, Load] = {
@@ -48,8 +50,17 @@ LOADS: Mapping[str, Load] = {
     "short": Load(100, 60, 16, False, 512, "short classification: 100 tokens shared + 60 own in, 16 out"),
     "chat": Load(0, 400, 128, True, 1024, "chat: 400 tokens in, 128 out, streamed"),
     "long": Load(0, 8192, 256, True, 9216, "long context: 8,192 tokens in, 256 out, streamed"),
-    "talk": Load(
-        0, 400, 64, True, 2048, "conversations of 6 turns: 400 to 1,270 tokens in, 64 out, streamed", turns=6, more=100, pause=5.0
+    "talk": Load(0, 400, 64, True, 2048, "conversations of 6 turns: 400 to 1,270 tokens in, 64 out, streamed", 6, 100, pause=5.0),
+    "talk-shared": Load(
+        500,
+        400,
+        64,
+        True,
+        2048,
+        "conversations of 6 turns with one system prompt: 500 tokens of it, and 400 to 1,270 more in, 64 out, streamed",
+        turns=6,
+        more=100,
+        pause=5.0,
     ),
 }
 

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,21 +69,26 @@ def build(source: Path, into: Path, cuda: bool) -> Path:
     return into / "bin"
 
 
-def measure(given: argparse.Namespace, setup: Setup, load: Load, running: Sequence[Engine], proxy: Proxy, words: Sequence[str]) -> Traffic:
+def measure(given: argparse.Namespace, setup: Setup, name: str, running: Sequence[Engine], proxy: Proxy, words: Sequence[str]) -> Traffic:
     """One line of the results, after one closed loop."""
+    load = LOADS[name]
+    if load.pause:
+        load = replace(load, pause=given.pause, people=given.people)
     slots = (setup.slots or 4) * len(running)
     key = "" if load.streamed or not setup.gateway else BATCH_KEY
     window = Window([engine.pid for engine in running], proxy.pid, given.gpu_ids[: setup.gpus])
     prompts = Prompts(load, words, "demo")
-    loop = closed_loop(proxy, load, prompts, slots, given.seconds, given.patience, window, key)
+    loop = closed_loop(proxy, load, prompts, round(slots * load.people), given.seconds, given.patience, window, key)
     traffic = asyncio.run(loop)
     seconds = (traffic.ended - traffic.began) / 1e9
     found = summary(traffic, load)
-    place = {"kind": "run", "setup": asdict(setup), "load": _name(load), "model": setup.model or given.model}
+    place = {"kind": "run", "setup": asdict(setup), "load": name, "people": load.people, "pause": load.pause}
+    place |= {"model": setup.model or given.model}
     place |= {"gpu": given.gpu, "machine": given.gpu_ids[0] if given.gpu_ids else os.uname().nodename}
     found |= {
         "seconds": seconds,
         "slots": slots,
+        "slots_busy": sum(reply.ended - reply.sent for reply in traffic.replies) / 1e9 / seconds / slots if seconds else 0.0,
         "busy": window.busy,
         "power": window.power,
         "memory": window.memory,
@@ -96,8 +101,9 @@ def measure(given: argparse.Namespace, setup: Setup, load: Load, running: Sequen
     }
     _write(given.results, place | found)
     say(
-        f"{setup.name}: {_name(load)}: {found['per_second']:.1f}/s, first token {found['first'][0]:.2f}/{found['first'][1]:.2f} s, GPU "
-        f"{window.busy:.0f} %, main {window.main:.2f}, cached {found['cached']:.0f}, {sum(traffic.errors.values())} errors "
+        f"{setup.name}: {name}: {found['per_second']:.1f}/s, first token {found['first'][0]:.2f}/{found['first'][1]:.2f} s, slots busy "
+        f"{100 * found['slots_busy']:.0f} %, GPU {window.busy:.0f} %, main {window.main:.2f}, cached {found['cached']:.0f}, "
+        f"{sum(traffic.errors.values())} errors "
         f"{dict(traffic.errors.most_common(2)) if traffic.errors else ''} {found['loop'][:1] or ''}"
     )
     return traffic
@@ -138,17 +144,13 @@ def run_setup(given: argparse.Namespace, setup: Setup, loads: Sequence[str], wor
         for name in loads:
             if time.monotonic() - _began > given.limit:
                 return say(f"{setup.name}: {name}: left out, the limit of {given.limit:g} s is reached")
-            measure(given, setup, LOADS[name], running, proxy, words)
+            measure(given, setup, name, running, proxy, words)
     return None
 
 
 def model_path(given: argparse.Namespace, name: str) -> Path:
     """A file, or a model of this benchmark by its name."""
     return ensure(given.models, name, given.vocabulary) if name in MODELS else Path(name)
-
-
-def _name(load: Load) -> str:
-    return next(name for name, one in LOADS.items() if one is load)
 
 
 def _microseconds(traffic: Traffic, *times: int) -> list[int]:
@@ -171,6 +173,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--gpus", help="indices or UUIDs for CUDA_VISIBLE_DEVICES, as 0,1 (all); none: the CPU")
     parser.add_argument("--loads", nargs="+", choices=LOADS, default=["short", "classify", "chat"])
     parser.add_argument("--setups", nargs="*", default=list(PLAN), help="see bench/gpu/engines.py, parse")
+    parser.add_argument("--pause", type=float, default=5.0, help="seconds on average between the turns of a conversation")
+    parser.add_argument("--people", type=float, default=1.5, help="conversations for each slot, for loads with pauses")
     parser.add_argument("--ceiling", action="store_true", help="measure llama-batched-bench, too")
     parser.add_argument("--bench-flags", default="", help="further arguments of llama-batched-bench, as '-ub 1024'")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of each window")

@@ -230,8 +230,11 @@ class HAProxy:
         self._change(_READY.format(name=f"{backend}/{name}"))
 
     def drain(self, backend: str, name: str) -> None:
-        """Send a server no new request; running ones go on. Raises ChangeError as ``add``."""
-        self._change(f"set server {backend}/{name} state drain")
+        """Send a server no new request; running ones go on. Raises ChangeError as ``add``.
+
+        HAProxy would still send it conversations that were there before; the gateway's affinity.lua does not where the weight is 0.
+        """
+        self._change(f"set server {backend}/{name} weight 0; set server {backend}/{name} state drain")
 
     def weigh(self, backend: str, name: str, weight: int) -> None:
         """Set a server's part of the requests, against the weights of the others. Raises ChangeError as ``add``."""

@@ -69,8 +69,8 @@ def test_the_ceiling_is_a_requests_own_tokens_and_its_answer_each_at_its_best():
 
 
 def test_a_setup_is_read_and_an_unknown_word_is_named():
-    setup = engines.parse("a b, c: servers=2 slots=8 mps gateway=stick more=-ub,1024 env=A=B=C")
-    assert (setup.name, setup.servers, setup.slots, setup.mps, setup.gateway) == ("a b, c", 2, 8, True, "stick")
+    setup = engines.parse("a b, c: servers=2 slots=8 mps gateway=conversation more=-ub,1024 env=A=B=C")
+    assert (setup.name, setup.servers, setup.slots, setup.mps, setup.gateway) == ("a b, c", 2, 8, True, "conversation")
     assert setup.flags == (*engines.FLAGS, "-ub", "1024") and setup.environment == {"A": "B=C"}
     assert engines.parse("d: plain slots=0").flags == ()
     assert engines.parse("f: slurm").slurm
