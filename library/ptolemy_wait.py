@@ -24,8 +24,9 @@ options:
       - V(started) waits until the canary of a rollout is ready, and fails as soon as it has failed. O(services) names the one service.
       - V(watched) waits until that canary has had its share of requests for O(watch) seconds, and fails as soon as it does worse than
         O(max_error_rate) and O(max_slowdown) allow.
+      - V(tuned) waits until O(job), which tunes a service, has ended. The job ends by itself where nobody waits for it any more.
     type: str
-    choices: [ready, settled, empty, started, watched]
+    choices: [ready, settled, empty, started, watched, tuned]
     default: ready
   services:
     description: The services in question; all of them where this is empty.
@@ -35,6 +36,9 @@ options:
   node:
     description: The node's name in Slurm, for O(until=empty).
     type: str
+  job:
+    description: For O(until=tuned), the job's id in Slurm.
+    type: int
   all_jobs:
     description: For O(until=empty), wait until the jobs of other people are gone, too.
     type: bool
@@ -108,6 +112,7 @@ lines:
 import time
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.ptolemy import tuning
 from ansible.module_utils.ptolemy.canary import Trial
 from ansible.module_utils.ptolemy.config import Config, load
 from ansible.module_utils.ptolemy.errors import ConfigError, ObservationError, PtolemyError
@@ -123,6 +128,8 @@ def look(params: dict) -> Look:
         ConfigError: waiting would not help.
     """
     config = load(params["services_file"])
+    if params["until"] == "tuned":
+        return tuning.look(params["job"], config.site.command_timeout)
     unknown = [name for name in params["services"] if name not in config.services]
     if unknown:
         raise ConfigError(f"services: no such service: {', '.join(unknown)}; there are: {', '.join(config.services) or 'none'}")
@@ -162,9 +169,10 @@ def main() -> None:
     """Entry point."""
     module = AnsibleModule(
         argument_spec={
-            "until": {"type": "str", "choices": ["ready", "settled", "empty", "started", "watched"], "default": "ready"},
+            "until": {"type": "str", "choices": ["ready", "settled", "empty", "started", "watched", "tuned"], "default": "ready"},
             "services": {"type": "list", "elements": "str", "default": []},
             "node": {"type": "str"},
+            "job": {"type": "int"},
             "all_jobs": {"type": "bool", "default": False},
             "timeout": {"type": "float", "default": 1200.0},
             "watch": {"type": "float", "default": 60.0},
@@ -173,7 +181,7 @@ def main() -> None:
             "interval": {"type": "float", "default": 2.0},
             "services_file": {"type": "path", "default": "/etc/ptolemy/services.json"},
         },
-        required_if=[("until", "empty", ("node",))],
+        required_if=[("until", "empty", ("node",)), ("until", "tuned", ("job",))],
         supports_check_mode=True,
     )
     try:

@@ -1,7 +1,7 @@
 """The command ``ptolemy``.
 
-``status``, ``top``, ``wait``, ``keys`` and ``usage`` are for people, ``daemon`` and ``exporter`` for systemd, ``replica`` and
-``quantize`` for jobs, ``scrape-keys`` for Ansible.
+``status``, ``top``, ``wait``, ``keys`` and ``usage`` are for people, ``daemon`` and ``exporter`` for systemd, ``replica``,
+``quantize`` and ``tune`` for jobs, ``scrape-keys`` for Ansible.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import sys
 import time
 
-from . import daemon, exporter, keys_command, quantize, replica, scrape, status, top, usage_command
+from . import daemon, exporter, keys_command, quantize, replica, scrape, status, top, tune, usage_command
 from .config import DEFAULT_PATH, load
 from .errors import PtolemyError
 
@@ -41,6 +41,10 @@ def parser() -> argparse.ArgumentParser:
     scraping.add_argument("--group", default="prometheus", help="who may read them (default: prometheus)")
     commands.add_parser("replica", help="serve one replica, its spec on standard input (the job script starts it)")
     commands.add_parser("quantize", help="quantise a model, the spec on standard input (playbooks/quantize.yml starts it as a job)")
+    tuning = commands.add_parser(
+        "tune", help="find the best setting of a service's servers on one GPU (playbooks/tune.yml starts it as a job)"
+    )
+    tuning.add_argument("spec", nargs="?", default="-", metavar="FILE", help="its spec, as JSON (default: standard input)")
     for command in (show, live, patience, metrics, scraping, *(commands.choices[name] for name in ("check", "daemon", "keys"))):
         command.add_argument("--services", default=DEFAULT_PATH, metavar="FILE", help=f"the services file (default: {DEFAULT_PATH})")
     return made
@@ -54,6 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
             return replica.main()
         if given.command == "quantize":
             return quantize.main()
+        if given.command == "tune":
+            return tune.main(given.spec)
         if given.command == "daemon":
             return daemon.main(given.services)
         if given.command == "usage":

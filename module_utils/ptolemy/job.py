@@ -1,16 +1,19 @@
-"""The job script: the site's template, filled in with one service."""
+"""The job script: the site's template, filled in with one service, to serve it or to tune it."""
 
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from string import Template
-from typing import Any, Iterable
+from typing import Any, Iterable, Mapping
 
 from .config import COMFYUI, Service, Site
 from .errors import ConfigError
 from .record import STARTING, Record, encode
 from .slurm import job_name
+
+TUNING = "tune-"  # before the service's name, the name of a job that tunes it
 
 
 def script(
@@ -30,19 +33,53 @@ def script(
         ConfigError: the template names a place that is unknown.
     """
     record = Record(service.name, service.revision, 0, STARTING, opportunistic=opportunistic, avoids=tuple(sorted(avoid)))
-    exclude = sorted({*avoid, *outside})
     partition = (opportunistic and service.opportunistic_partition) or service.partition
     options = [
         f"--job-name={job_name(service.name)}",
         f"--comment={encode(record)}",
+        *_asked(site, service, partition, service.gpus, service.time_limit, {*avoid, *outside}),
+        f"--signal=B:USR1@{service.drain_before_end}",
+        *service.sbatch_options,
+        *([f"--time-min={service.opportunistic_time_min}", *service.opportunistic_options] if opportunistic else []),
+    ]
+    return _filled(template, site, service, options, "replica", spec(site, service, opportunistic))
+
+
+def tuning_script(template: str, site: Site, service: Service, wish: Mapping[str, Any], outside: Iterable[str] = ()) -> str:
+    """Return the batch script that tunes a service on one GPU, where its replicas would run.
+
+    Args:
+        template: as in ``script``.
+        site: the site.
+        service: what is tuned.
+        outside: nodes on which it may not run.
+        wish: what ``tune.DEFAULTS`` has, beside what the service says itself.
+
+    Raises:
+        ConfigError: the template cannot be used.
+    """
+    if "$command" not in template:
+        raise ConfigError(f"{site.job_template}: is of an older Ptolemy, and could only start a replica; run playbooks/gateway.yml")
+    minutes = math.ceil(wish["minutes"]) + 5  # the start before the search, and the end of the servers after it
+    options = [
+        # Neither its name nor its comment is a replica's.
+        f"--job-name={TUNING}{service.name}",
+        *_asked(site, service, service.partition, 1, f"{minutes // 60:02}:{minutes % 60:02}:00", set(outside)),
+        *service.sbatch_options,
+    ]
+    return _filled(template, site, service, options, "tune", {**spec(site, service), **wish})
+
+
+def _asked(site: Site, service: Service, partition: str, gpus: int, time_limit: str, exclude: Iterable[str]) -> list[str]:
+    """What any job of a service asks of Slurm."""
+    return [
         f"--partition={partition}",
         "--nodes=1",
         "--ntasks=1",
-        f"--gres=gpu:{service.gpus}",
-        f"--cpus-per-task={service.cpus_per_gpu * service.gpus}",
-        f"--mem={_times(service.memory_per_gpu, service.gpus)}",
-        f"--time={service.time_limit}",
-        f"--signal=B:USR1@{service.drain_before_end}",
+        f"--gres=gpu:{gpus}",
+        f"--cpus-per-task={service.cpus_per_gpu * gpus}",
+        f"--mem={_times(service.memory_per_gpu, gpus)}",
+        f"--time={time_limit}",
         f"--output={site.job_log}",
         "--open-mode=append",
         "--chdir=/",
@@ -50,16 +87,18 @@ def script(
         "--no-requeue",
         *([f"--reservation={service.reservation}"] if service.reservation else []),
         *(["--exclusive"] if service.exclusive else []),
-        *([f"--exclude={','.join(exclude)}"] if exclude else []),
-        *service.sbatch_options,
-        *([f"--time-min={service.opportunistic_time_min}", *service.opportunistic_options] if opportunistic else []),
+        *([f"--exclude={','.join(sorted(exclude))}"] if exclude else []),
     ]
+
+
+def _filled(template: str, site: Site, service: Service, options: Iterable[str], command: str, given: Mapping[str, Any]) -> str:
     places = {
         "service": service.name,
         "revision": service.revision,
         "lib": shlex.quote(site.lib),
+        "command": command,
         "sbatch_options": "\n".join(f"#SBATCH {shlex.quote(option)}" for option in options),
-        "spec": json.dumps(spec(site, service, opportunistic), indent=1),
+        "spec": json.dumps(given, indent=1),
     }
     try:
         return Template(template).substitute(places)

@@ -108,7 +108,7 @@ def plan(services: Mapping[str, Service], targets: Mapping[str, int], seen: Seen
         release += [job.id for job in kept if _is_held(job)]
         room = target + surge(target) - len(kept) - sum(map(fleet.serves, useful))
         if service and learnt.retry_at <= seen.now:
-            missing = _orders(service, target, kept, learnt.avoid, _outside(service, seen.nodes))
+            missing = _orders(service, target, kept, learnt.avoid, nodes_outside(service, seen.nodes))
             submit += [replace(order, canary=canary) for order in missing[: max(room, 0)]]
         notes += learnt.notes
 
@@ -158,7 +158,7 @@ def _places(service: Service, nodes: Mapping[str, Node]) -> Iterable[frozenset[s
         yield allowed & {node.name for node in nodes.values() if partition in node.partitions and not node.closed}
 
 
-def _outside(service: Service, nodes: Mapping[str, Node]) -> frozenset[str]:
+def nodes_outside(service: Service, nodes: Mapping[str, Node]) -> frozenset[str]:
     """The nodes that a service confined to some may not use. Slurm's --nodelist would ask for all of those at once."""
     if not service.nodes:
         return frozenset()

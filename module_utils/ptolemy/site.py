@@ -12,7 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, Iterable, Iterator, Mapping, Optional, Sequence
 
-from . import catalogue
+from . import catalogue, tuned
 from .config import COMFYUI, KINDS, Service
 from .partitions import Partition, seconds
 from .record import NAME
@@ -129,6 +129,7 @@ def check(
         *_catalogue(variables, "ptolemy_services", _SERVICE, _SERVICE_OPTIONAL, defined),
         *_sizes(variables),
         *_services(variables, partitions),
+        *_tuned(variables),
         *_gpu_memory(variables, partitions),
         *_ports(variables),
     ]
@@ -323,6 +324,12 @@ def _placing(
     if before <= partition.gpus < asked[name]:
         why = f"up to here the services of partition {name!r} ask for {asked[name]} GPUs at least, and it has {partition.gpus}"
         yield Problem(f"{path}.min", why, "lower it")
+
+
+def _tuned(variables: Mapping[str, Any]) -> Iterator[Problem]:
+    """What tune.yml found must belong to what services.yml says."""
+    if variables.get(tuned.VARIABLE) is not None:
+        yield from (Problem(*one) for one in tuned.problems(variables[tuned.VARIABLE], dict(_entries(variables, "ptolemy_services"))))
 
 
 def _gpu_memory(variables: Mapping[str, Any], partitions: Optional[Mapping[str, Partition]]) -> Iterator[Problem]:

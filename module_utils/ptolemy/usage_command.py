@@ -85,6 +85,13 @@ def month(directory: str, first: datetime.date, today: datetime.date) -> list[Us
     return rows
 
 
+def recent(directory: str, days: int, today: datetime.date) -> list[Use]:
+    """The rows of the last days, today among them, of this month and the one before."""
+    first, since = today.replace(day=1), (today - days * _DAY).isoformat()
+    months = {(first - _DAY).replace(day=1), first}
+    return [row for one in sorted(months) for row in month(directory, one, today) if row.day > since]
+
+
 def _first_open_day(directory: str, today: datetime.date) -> datetime.date:
     """The first day that no file has, and that the journal may still know."""
     last = max(_days(directory), default="")
