@@ -67,6 +67,9 @@ PROTECTIONS = (
     Protection("no server's connection twice", "option http-server-close", "not_reused"),
     Protection("a user's place in the queue", "set-priority-offset var(txn.behind)", "does_not_keep_out"),
     Protection("a batch's place in the queue", "set-priority-offset int(", "through_the_gate"),
+    Protection("a user's own conversations", "concat(/,txn.user,/),", "conversations_of_their_own", ""),
+    Protection("a batch is no conversation", "acl asks var(txn.user) -m found", "no_conversation", "acl asks always_true"),
+    Protection("a conversation's server", "use-server %[var(txn.home)]", "test_affinity"),
     Protection("inner headers of a server", "http-response del-header x-ptolemy-", "where_it_came_from"),
 )
 
