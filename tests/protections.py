@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-TEMPLATE = Path("roles/haproxy/templates/haproxy.cfg.j2")
+TEMPLATES = Path("roles/haproxy/templates")
 # What the tests of the gateway need of the checkout.
 NEEDED = ("ansible.cfg", "bench", "inventory", "library", "module_utils", "plugins", "pyproject.toml", "roles", "tests")
 MOST_SECONDS = 300
+AFFINITY = "affinity.cfg.j2"
 
 
 class Protection(NamedTuple):
@@ -31,12 +32,14 @@ class Protection(NamedTuple):
         text: a part of the template that stands there once, in the line that goes.
         tests: pytest's -k for the tests of which one must fail then.
         instead: what the text becomes, where only a part of the line goes.
+        template: which one.
     """
 
     name: str
     text: str
     tests: str
     instead: str | None = None
+    template: str = "haproxy.cfg.j2"
 
 
 PROTECTIONS = (
@@ -67,20 +70,23 @@ PROTECTIONS = (
     Protection("no server's connection twice", "option http-server-close", "not_reused"),
     Protection("a user's place in the queue", "set-priority-offset var(txn.behind)", "does_not_keep_out"),
     Protection("a batch's place in the queue", "set-priority-offset int(", "through_the_gate"),
+    Protection("a user's own conversations", "concat(/,txn.user,/),", "conversations_of_their_own", "", AFFINITY),
+    Protection("a batch is no conversation", "acl asks var(txn.user) -m found", "no_conversation", "acl asks always_true", AFFINITY),
+    Protection("a conversation's server", "use-server %[var(txn.home)]", "stays_and", None, AFFINITY),
     Protection("inner headers of a server", "http-response del-header x-ptolemy-", "where_it_came_from"),
 )
 
 
-def without(template: str, protection: Protection) -> str:
-    """The template without one protection.
+def without(protection: Protection) -> str:
+    """Its template without this protection.
 
     Raises:
         SystemExit: its text does not stand there exactly once.
     """
-    lines = template.splitlines(keepends=True)
+    lines = (ROOT / TEMPLATES / protection.template).read_text(encoding="utf-8").splitlines(keepends=True)
     found = [number for number, line in enumerate(lines) if protection.text in line]
     if len(found) != 1:
-        raise SystemExit(f"{TEMPLATE}: {protection.text!r} stands in {len(found)} lines, not in one: mend tests/protections.py")
+        raise SystemExit(f"{protection.template}: {protection.text!r} stands in {len(found)} lines, not in one: mend tests/protections.py")
     line = lines[found[0]]
     lines[found[0]] = "" if protection.instead is None else line.replace(protection.text, protection.instead)
     return "".join(lines)
@@ -96,11 +102,10 @@ def missed(checkout: Path, protection: Protection) -> str:
 
 
 def main() -> int:
-    template = (ROOT / TEMPLATE).read_text(encoding="utf-8")
     chosen = [protection for protection in PROTECTIONS if protection.name in (sys.argv[1:] or [protection.name])]
     if unknown := set(sys.argv[1:]) - {protection.name for protection in chosen}:
         raise SystemExit(f"no such protection: {', '.join(sorted(unknown))}; there are: {', '.join(one.name for one in PROTECTIONS)}")
-    changed = [without(template, protection) for protection in chosen]
+    changed = [without(protection) for protection in chosen]
     bad = []
     with tempfile.TemporaryDirectory(prefix="ptolemy-protections-") as folder:
         checkout = Path(folder)
@@ -109,8 +114,10 @@ def main() -> int:
             copy(ROOT / name, checkout / name)
         for number, (protection, text) in enumerate(zip(chosen, changed), 1):
             began = time.monotonic()
-            (checkout / TEMPLATE).write_text(text, encoding="utf-8")
+            place = TEMPLATES / protection.template
+            (checkout / place).write_text(text, encoding="utf-8")
             why = missed(checkout, protection)
+            shutil.copy2(ROOT / place, checkout / place)
             print(
                 f"[{number}/{len(chosen)}] {protection.name}: {'NOT MISSED' if why else 'missed'}, {time.monotonic() - began:.0f} s",
                 flush=True,

@@ -17,6 +17,7 @@ DEFAULT_PATH = "/etc/ptolemy/services.json"
 # How a GGUF file's name tells its quantisation, as in Qwen3-8B-Q4_K_M.gguf.
 _QUANTISATION = re.compile(r"(?i)(?<![A-Z0-9])(?:I?Q[1-8](?:_[A-Z0-9]+)*|TQ[12]_0|MXFP4|NVFP4|BF16|F16|F32)(?![A-Z0-9])")
 CHAT, EMBEDDING, COMFYUI = KINDS = ("chat", "embedding", "comfyui")
+AFFINITIES = ("none", "conversation")
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Service:
         mmproj_path: the multimodal projector on the compute nodes, or empty.
         comfyui_models: of a ComfyUI, where it looks for each of those files: ``FOLDER/NAME``, as ``vae/sdxl.safetensors``.
         kind: what it answers: ``chat`` (chats and completions), ``embedding`` (embeddings only) or ``comfyui`` (ComfyUI's own API).
+        affinity: ``conversation``: its turns go to the server that has their beginning in its cache; ``none``: to the least busy one.
         min, max: the least and the most Slurm jobs that serve it. With ``min`` 0 it sleeps while nobody asks.
         opportunistic: how many of ``max`` are extra ones, on GPUs that nobody else wants at the time.
         target_load: the share of its slots that a replica is meant to have busy, above 0, at most 1.
@@ -132,6 +134,7 @@ class Service:
     mmproj_path: str = ""
     comfyui_models: tuple[str, ...] = ()
     kind: str = CHAT
+    affinity: str = AFFINITIES[0]
     opportunistic: int = 0
     target_load: float = 0.8
     batch_share: float = 0.75
@@ -329,6 +332,10 @@ def _check_values(service: Service, where: str) -> None:
         raise ConfigError(f"{where}.opportunistic: {service.opportunistic} is more than max, {service.max}")
     if service.kind not in KINDS:
         raise ConfigError(f"{where}.kind: must be {', '.join(KINDS[:-1])} or {KINDS[-1]}, not {service.kind!r}")
+    if service.affinity not in AFFINITIES:
+        raise ConfigError(f"{where}.affinity: must be {' or '.join(AFFINITIES)}, not {service.affinity!r}")
+    if service.kind != CHAT and service.affinity != AFFINITIES[0]:
+        raise ConfigError(f"{where}.affinity: is for services of the kind {CHAT}; leave it out")
     if service.kind == COMFYUI and service.servers_per_gpu != 1:
         raise ConfigError(f"{where}.servers_per_gpu: a ComfyUI has its GPU for itself; leave it out")
     for key, share in (("target_load", service.target_load), ("batch_share", service.batch_share)):

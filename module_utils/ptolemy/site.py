@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Iterable, Iterator, Mapping, Optional, Sequence
 
 from . import catalogue, tuned
-from .config import COMFYUI, KINDS, Service
+from .config import AFFINITIES, CHAT, COMFYUI, KINDS, Service
 from .partitions import Partition, seconds
 from .record import NAME
 from .replica import GPUS_A_NODE, SERVERS_A_GPU
@@ -58,6 +58,7 @@ _SERVICE: Mapping[str, Rule] = {
     "model": text(NAME.pattern, "a model's name"),
     "models": _names,
     "kind": text("|".join(KINDS), f"{', '.join(KINDS[:-1])} or {KINDS[-1]}"),
+    "affinity": text("|".join(AFFINITIES), " or ".join(AFFINITIES)),
     **SIZE,
     "batch_share": share,
     "partition": _partition,
@@ -81,8 +82,9 @@ _SERVICE: Mapping[str, Rule] = {
     "drain_before_end": whole(0, 65535),  # the most that sbatch's --signal takes
 }
 _SERVICE_OPTIONAL = frozenset(
-    "models kind max guaranteed opportunistic target_load batch_share scale_in_delay reservation nodes exclusive opportunistic_partition"
-    " opportunistic_options opportunistic_time_min flags sbatch_options start_timeout stop_grace drain_before_end".split()
+    "models kind affinity max guaranteed opportunistic target_load batch_share scale_in_delay reservation nodes exclusive"
+    " opportunistic_partition opportunistic_options opportunistic_time_min flags sbatch_options start_timeout stop_grace"
+    " drain_before_end".split()
 )
 # What an inventory may say of a service, and whether it must.
 SERVICE_KEYS: Mapping[str, bool] = {key: key not in _SERVICE_OPTIONAL for key in _SERVICE}
@@ -270,6 +272,8 @@ def _services(variables: Mapping[str, Any], partitions: Optional[Mapping[str, Pa
         model, limit = service.get("model"), service.get("time_limit")
         if isinstance(model, str) and NAME.fullmatch(model) and model not in models:
             yield Problem(f"{path}.model", f"no model {model!r} in ptolemy_models{_meant(model, models)}")
+        if service.get("kind", CHAT) != CHAT and service.get("affinity", AFFINITIES[0]) != AFFINITIES[0]:
+            yield Problem(f"{path}.affinity", f"is for services of the kind {CHAT}", "remove it")
         yield from _pictures(path, service, dict(_entries(variables, "ptolemy_models")))
         longest = seconds(limit) if isinstance(limit, str) else 0
         drain = service.get("drain_before_end", Service.drain_before_end)

@@ -56,6 +56,7 @@ def changed(path, value):
         (["services", "chat", "guaranteed"], 1, "f: services.chat.max: must be guaranteed + opportunistic, 1; leave it out"),
         (["services", "chat", "target_load"], 0, "f: services.chat.target_load: must be above 0"),
         (["services", "chat", "kind"], "embeddings", "f: services.chat.kind: must be chat, embedding or comfyui, not 'embeddings'"),
+        (["services", "chat", "affinity"], "user", "f: services.chat.affinity: must be none or conversation, not 'user'"),
         (["services", "chat", "exclusive"], "yes", "f: services.chat.exclusive: must be true or false"),
         (["services", "chat", "flags"], "-b 1", "f: services.chat.flags: must be a list of strings"),
         (["services", "chat", "partition"], "a\n#SBATCH", "f: services.chat.partition: must be a string of one line"),
@@ -125,6 +126,14 @@ def test_an_extra_replica_is_submitted_where_and_as_the_service_says():
 def test_a_template_with_an_unknown_place_is_refused_by_name():
     with pytest.raises(ConfigError, match="gpuss"):
         script("$gpuss", SITE, service())
+
+
+def test_affinity_is_for_chats_and_no_part_of_the_revision():
+    raw = changed(["services", "chat", "affinity"], "conversation")
+    assert parse(raw, "f").services["chat"].revision == parse(RAW, "f").services["chat"].revision
+    raw["services"]["chat"]["kind"] = "embedding"
+    with pytest.raises(ConfigError, match=r"chat\.affinity: is for services of the kind chat"):
+        parse(raw, "f")
 
 
 def test_a_comfyui_needs_no_model_and_follows_its_own_identity():

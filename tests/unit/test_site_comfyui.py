@@ -30,6 +30,7 @@ def test_a_comfyui_has_models_with_folders_and_no_context() -> None:
         ({"models": ["demo"]}, "ptolemy_models.demo.folder"),
         ({"model": "sdxl"}, "ptolemy_services.draw.model"),
         ({"servers_per_gpu": 2}, "ptolemy_services.draw.servers_per_gpu"),
+        ({"affinity": "conversation"}, "ptolemy_services.draw.affinity"),
         ({"folder": "Check points"}, "ptolemy_models.sdxl.folder"),
     ],
 )
