@@ -118,14 +118,14 @@ class Space:
         return (not trial.result.errors, self.keeps(trial.result), trial.result.requests)
 
 
-def next_trial(space: Space, trials: Sequence[Trial], remaining: float, final_costs: float = 2.0) -> Optional[tuple[Setting, str]]:
+def next_trial(space: Space, trials: Sequence[Trial], remaining: float, longer: float = 0.0) -> Optional[tuple[Setting, str]]:
     """What to measure next, and in which phase; None where all is done.
 
     Args:
         space: what may be tried.
         trials: what was, in order.
         remaining: seconds.
-        final_costs: how many times as long as one of the search a trial of the end takes.
+        longer: seconds that a trial of the end takes more than one of the search.
     """
     searched = [trial for trial in trials if trial.phase == SEARCH]
     if not searched:
@@ -136,7 +136,7 @@ def next_trial(space: Space, trials: Sequence[Trial], remaining: float, final_co
     best = max(searched, key=space.rank)
     finals = [trial for trial in trials if trial.phase == FINAL]
     # Both of the end, and no trial that would run into it.
-    if not finals and remaining >= longest * (1 + 2 * final_costs):
+    if not finals and remaining >= 3 * longest + 2 * longer:
         tried = {trial.setting for trial in searched}
         for setting in (*seeds(space), *neighbours(space, best.setting)):
             if setting not in tried and space.allows(setting):
@@ -188,6 +188,8 @@ def choose(space: Space, trials: Sequence[Trial]) -> Optional[Choice]:
     present = next((trial for trial in (*by_phase[FINAL], *by_phase[SEARCH]) if trial.setting == space.present), None)
     if present is None or present.result is None:
         return None
+    if len(trials) == 1:
+        return Choice(present, present, "there was no time to try another one; set more tune_minutes")
     rivals = [trial for trial in by_phase[FINAL] if trial.setting != space.present]
     if not rivals or present.phase != FINAL:
         return Choice(present, present, "nothing that was tried is better than the present setting")

@@ -26,7 +26,7 @@ def result(requests, first=0.1, **fields):
 def search(space, measure, trials_left=100, seconds=10.0):
     """All trials of a search that has the time for so many of them."""
     trials, left = [], trials_left * seconds
-    while proposal := next_trial(space, trials, left):
+    while proposal := next_trial(space, trials, left, seconds):
         setting, phase = proposal
         assert space.allows(setting)
         cost = seconds * (2 if phase == FINAL else 1)
