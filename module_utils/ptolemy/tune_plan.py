@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
 FOUND_BEST = (4, 32)  # servers on a GPU and slots of each
-LEAST_GAIN = 1.02  # times the present requests a second: less is not worth a rollout, and within what two measurements differ by
+LEAST_GAIN = 1.05  # times the present requests a second: less is what two measurements of one setting may differ by
 SEARCH, FINAL = "search", "final"
 CACHE_RAM, UNIFIED = "--cache-ram", "--kv-unified"
 _CACHE_RAM = ("-cram", CACHE_RAM)

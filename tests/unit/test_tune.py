@@ -98,7 +98,7 @@ def test_a_setting_with_errors_is_not_chosen():
 def test_a_rival_that_is_no_better_at_the_end_is_not_taken():
     rival = Setting(4, 32)
     trials = [Trial(PRESENT, SEARCH, 1, result(10)), Trial(rival, SEARCH, 1, result(30))]
-    for at_the_end, chosen in ((9.0, PRESENT), (10.1, PRESENT), (10.3, rival)):
+    for at_the_end, chosen in ((9.0, PRESENT), (10.4, PRESENT), (10.6, rival)):
         ends = [Trial(rival, FINAL, 1, result(at_the_end)), Trial(PRESENT, FINAL, 1, result(10))]
         assert choose(Space(PRESENT), [*trials, *ends]).trial.setting == chosen
     assert (
