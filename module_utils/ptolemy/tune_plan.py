@@ -185,20 +185,23 @@ class Choice:
 def choose(space: Space, trials: Sequence[Trial]) -> Optional[Choice]:
     """The setting to take: the best one of the search where it was better at the end, too; else the present one. None: nothing is known."""
     by_phase = {phase: [trial for trial in trials if trial.phase == phase] for phase in (SEARCH, FINAL)}
-    present = next((trial for trial in (*by_phase[FINAL], *by_phase[SEARCH]) if trial.setting == space.present), None)
-    if present is None or present.result is None:
+    measured = [trial for trial in (*by_phase[FINAL], *by_phase[SEARCH]) if trial.setting == space.present and trial.result]
+    if not measured:
         return None
+    present = measured[0]
+    rivals = [trial for trial in by_phase[FINAL] if trial.setting != space.present]
     if len(trials) == 1:
         return Choice(present, present, "there was no time to try another one; set more tune_minutes")
-    rivals = [trial for trial in by_phase[FINAL] if trial.setting != space.present]
-    if not rivals or present.phase != FINAL:
+    if rivals and present.phase != FINAL:
+        return Choice(present, present, "the end was cut short")
+    if not rivals:
         return Choice(present, present, "nothing that was tried is better than the present setting")
     rival = rivals[0]
     if rival.result is None or space.rank(rival)[:2] < space.rank(present)[:2]:
         return Choice(present, present, f"{rival.setting} failed, or was beyond the bounds, when it was measured again")
     if space.rank(rival)[:2] > space.rank(present)[:2]:
         return Choice(rival, present, "the present setting has errors, or is beyond the bounds, and this one is not")
-    ratio = rival.result.requests / present.result.requests if present.result.requests else float("inf")
+    ratio = space.rank(rival)[2] / space.rank(present)[2]
     if ratio < LEAST_GAIN:
         return Choice(
             present, present, f"{rival.setting} gave {ratio:.2f} times as much when both were measured again; {LEAST_GAIN} is the least"

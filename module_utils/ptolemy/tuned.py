@@ -114,7 +114,7 @@ def evidence(result: Mapping[str, Any]) -> Iterator[str]:
         for trial in result["trials"]
     ]
     wide = max(map(len, names))
-    yield f"{'setting':<{wide}} {'requests/s':>11} {'tokens/s':>9} {'first token, s':>15} {'between, ms':>14} {'errors':>6} {'of present':>10}"
+    yield f"{'setting':<{wide}} {'requests/s':>11} {'tokens/s':>9} {'first token, s':>15} {'between, ms':>14} errors of present"
     mine = [trial for trial in result["trials"] if _is(trial, result["present"]) and trial["result"]]
     present = {trial["phase"]: trial["result"]["requests"] for trial in mine}
     for name, trial in zip(names, result["trials"]):

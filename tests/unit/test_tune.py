@@ -105,7 +105,12 @@ def test_a_rival_that_is_no_better_at_the_end_is_not_taken():
         choose(Space(PRESENT), [*trials, Trial(rival, FINAL, 1, None, "gone"), Trial(PRESENT, FINAL, 1, result(10))]).trial.setting
         == PRESENT
     )
-    assert choose(Space(PRESENT), trials).trial.setting == PRESENT, "without an end nothing is taken"
+    for ends in (
+        [],
+        [Trial(rival, FINAL, 1, result(30))],
+        [Trial(rival, FINAL, 1, result(30)), Trial(PRESENT, FINAL, 1, None, "cut short")],
+    ):
+        assert choose(Space(PRESENT), [*trials, *ends]).trial.setting == PRESENT, "without an end nothing is taken"
 
 
 def test_without_a_measurement_of_the_present_setting_nothing_is_chosen():
