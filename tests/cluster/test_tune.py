@@ -10,7 +10,7 @@ from cluster_host import playbook, try_playbook, unharmed
 
 # Few and short trials: there are two cores for everything.
 QUICKLY = {
-    "service": "demo", "tune_minutes": 1, "tune_prompt_tokens": 48, "tune_shared_tokens": 24, "tune_answer_tokens": 8,
+    "service": "demo", "tune_minutes": 0.6, "tune_prompt_tokens": 48, "tune_shared_tokens": 24, "tune_answer_tokens": 8,
     "tune_streamed": False, "tune_servers": [1, 2], "tune_slots": [4, 16],
 }  # fmt: skip
 
@@ -36,7 +36,7 @@ def test_what_was_tuned_is_no_worse_than_the_present_setting_and_the_gateway_app
     tuned = yaml.safe_load(file.read_text())["ptolemy_tuned"]["demo"]
     evidence = tuned["evidence"]
     assert "48 tokens in, 24 of them shared by all, 8 out, not streamed" in evidence
-    assert len(re.findall(r"^\d x \d+, --cache-ram 0", evidence, re.MULTILINE)) >= 4
+    assert len(re.findall(r"^\d x \d+, --cache-ram 0", evidence, re.MULTILINE)) >= 2
     if (tuned["servers_per_gpu"], tuned["slots"]) != (1, 4):
         name = f"{tuned['servers_per_gpu']} x {tuned['slots']}, --cache-ram 0{', --kv-unified' * ('--kv-unified' in tuned['flags'])}"
         assert requests_of(evidence, f"{name}, again") >= requests_of(evidence, "1 x 4, --cache-ram 0, again (present)")
