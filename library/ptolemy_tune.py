@@ -106,12 +106,11 @@ content:
   returned: state=written
   type: str
   sample: "ptolemy_tuned: {}"
-evidence:
-  description: What was measured.
+chosen:
+  description: The setting that is best, and why.
   returned: state=written
-  type: list
-  elements: str
-  sample: ["chosen: 4 x 32, --cache-ram 0: 2.46 times the requests of the present setting, both measured again at the end"]
+  type: str
+  sample: "4 x 32, --cache-ram 0: 2.46 times the requests of the present setting, both measured again at the end"
 changes:
   description: What the new entry changes of the service as it stands in O(services).
   returned: state=written
@@ -165,11 +164,12 @@ def submit(name: str, params: dict, check_mode: bool) -> dict:
 
 def write(name: str, params: dict) -> dict:
     """Make the file. Raises ConfigError."""
-    entry = tuned.entry_of(tuned.result_in(params["log"] or ""), params["services"][name])
+    result = tuned.result_in(params["log"] or "")
+    entry = tuned.entry_of(result, params["services"][name])
     return {
         "changed": False,
         "content": tuned.dump({**params["tuned"], name: entry}),
-        "evidence": entry["evidence"].splitlines(),
+        "chosen": f"{tuned.named(result, 'chosen')}: {result['reason']}",
         "changes": tuned.changes(entry),
     }
 

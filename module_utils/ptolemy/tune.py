@@ -57,7 +57,7 @@ DEFAULTS: Mapping[str, Any] = {
 }
 SHORTEST_WINDOW = 2.0  # seconds
 OVERTIME = 120.0
-FINAL_COSTS = 2.0  # the windows of the end are so many times as long
+FINAL_WINDOWS = 2.0  # the windows of the end are so many times as long
 POLL = 0.1
 COMMENT = 900  # bytes of progress in the job's comment, which may have 1024
 NVIDIA_SMI = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
@@ -115,7 +115,7 @@ class Tuner:
         self._say(f"{self._spec['service']} on {gpu}: {self._profile}; the present setting is {setting}")
         trials: list[Trial] = []
         while self._going():
-            proposal = next_trial(space, trials, self._planned - time.monotonic(), FINAL_COSTS)
+            proposal = next_trial(space, trials, self._planned - time.monotonic(), self._window * (FINAL_WINDOWS - 1))
             if proposal is None:
                 break
             trials.append(self._try(*proposal))
@@ -150,7 +150,7 @@ class Tuner:
     def _try(self, setting: Setting, phase: str) -> Trial:
         """Start the servers of a setting, load them, and stop them."""
         began = time.monotonic()
-        window = self._window * (FINAL_COSTS if phase == FINAL else 1.0)
+        window = self._window * (FINAL_WINDOWS if phase == FINAL else 1.0)
         result: Optional[Result] = None
         failure = ""
         with tempfile.TemporaryDirectory(prefix="ptolemy-tune-") as directory:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
 FOUND_BEST = (4, 32)  # servers on a GPU and slots of each
-LEAST_GAIN = 1.02  # times the present requests a second: less is not worth a rollout, and within what two measurements differ by
+LEAST_GAIN = 1.05  # times the present requests a second: less is what two measurements of one setting may differ by
 SEARCH, FINAL = "search", "final"
 CACHE_RAM, UNIFIED = "--cache-ram", "--kv-unified"
 _CACHE_RAM = ("-cram", CACHE_RAM)
@@ -118,14 +118,14 @@ class Space:
         return (not trial.result.errors, self.keeps(trial.result), trial.result.requests)
 
 
-def next_trial(space: Space, trials: Sequence[Trial], remaining: float, final_costs: float = 2.0) -> Optional[tuple[Setting, str]]:
+def next_trial(space: Space, trials: Sequence[Trial], remaining: float, longer: float = 0.0) -> Optional[tuple[Setting, str]]:
     """What to measure next, and in which phase; None where all is done.
 
     Args:
         space: what may be tried.
         trials: what was, in order.
         remaining: seconds.
-        final_costs: how many times as long as one of the search a trial of the end takes.
+        longer: seconds that a trial of the end takes more than one of the search.
     """
     searched = [trial for trial in trials if trial.phase == SEARCH]
     if not searched:
@@ -136,7 +136,7 @@ def next_trial(space: Space, trials: Sequence[Trial], remaining: float, final_co
     best = max(searched, key=space.rank)
     finals = [trial for trial in trials if trial.phase == FINAL]
     # Both of the end, and no trial that would run into it.
-    if not finals and remaining >= longest * (1 + 2 * final_costs):
+    if not finals and remaining >= 3 * longest + 2 * longer:
         tried = {trial.setting for trial in searched}
         for setting in (*seeds(space), *neighbours(space, best.setting)):
             if setting not in tried and space.allows(setting):
@@ -185,18 +185,23 @@ class Choice:
 def choose(space: Space, trials: Sequence[Trial]) -> Optional[Choice]:
     """The setting to take: the best one of the search where it was better at the end, too; else the present one. None: nothing is known."""
     by_phase = {phase: [trial for trial in trials if trial.phase == phase] for phase in (SEARCH, FINAL)}
-    present = next((trial for trial in (*by_phase[FINAL], *by_phase[SEARCH]) if trial.setting == space.present), None)
-    if present is None or present.result is None:
+    measured = [trial for trial in (*by_phase[FINAL], *by_phase[SEARCH]) if trial.setting == space.present and trial.result]
+    if not measured:
         return None
+    present = measured[0]
     rivals = [trial for trial in by_phase[FINAL] if trial.setting != space.present]
-    if not rivals or present.phase != FINAL:
+    if len(trials) == 1:
+        return Choice(present, present, "there was no time to try another one; set more tune_minutes")
+    if rivals and present.phase != FINAL:
+        return Choice(present, present, "the end was cut short")
+    if not rivals:
         return Choice(present, present, "nothing that was tried is better than the present setting")
     rival = rivals[0]
     if rival.result is None or space.rank(rival)[:2] < space.rank(present)[:2]:
         return Choice(present, present, f"{rival.setting} failed, or was beyond the bounds, when it was measured again")
     if space.rank(rival)[:2] > space.rank(present)[:2]:
         return Choice(rival, present, "the present setting has errors, or is beyond the bounds, and this one is not")
-    ratio = rival.result.requests / present.result.requests if present.result.requests else float("inf")
+    ratio = space.rank(rival)[2] / space.rank(present)[2]
     if ratio < LEAST_GAIN:
         return Choice(
             present, present, f"{rival.setting} gave {ratio:.2f} times as much when both were measured again; {LEAST_GAIN} is the least"

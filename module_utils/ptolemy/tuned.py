@@ -109,19 +109,23 @@ def evidence(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"chosen: {named(result, 'chosen')}: {result['reason']}"
     if result["stopped"]:
         yield f"cut short: {result['stopped']}"
-    yield f"{'setting':<34} {'requests/s':>10} {'tokens/s':>9} {'first token, s':>15} {'between, ms':>13} {'errors':>6} {'of present':>10}"
+    names = [
+        trial["name"] + {"final": ", again"}.get(trial["phase"], "") + (" (present)" if _is(trial, result["present"]) else "")
+        for trial in result["trials"]
+    ]
+    wide = max(map(len, names))
+    yield f"{'setting':<{wide}} {'requests/s':>11} {'tokens/s':>9} {'first token, s':>15} {'between, ms':>14} errors of present"
     mine = [trial for trial in result["trials"] if _is(trial, result["present"]) and trial["result"]]
     present = {trial["phase"]: trial["result"]["requests"] for trial in mine}
-    for trial in result["trials"]:
-        name = trial["name"] + {"final": ", again"}.get(trial["phase"], "") + (" (present)" if _is(trial, result["present"]) else "")
+    for name, trial in zip(names, result["trials"]):
         seen, base = trial["result"], present.get(trial["phase"])
         if seen is None:
-            yield f"{name:<34} failed: {trial['failure']}"
+            yield f"{name:<{wide}}  failed: {trial['failure']}"
             continue
         first, between = ("{:.2f} / {:.2f}".format(*seen["first"]), [1000 * value for value in seen["between"]])
         times = "{:.1f} / {:.1f}".format(*between) if any(between) else ""
         ratio = f"{seen['requests'] / base:.2f}" if base else ""
-        yield f"{name:<34} {seen['requests']:>10.2f} {seen['tokens']:>9.0f} {first:>15} {times:>13} {seen['errors']:>6} {ratio:>10}"
+        yield f"{name:<{wide}} {seen['requests']:>11.2f} {seen['tokens']:>9.0f} {first:>15} {times:>14} {seen['errors']:>6} {ratio:>10}"
 
 
 def _is(trial: Mapping[str, Any], values: Entry) -> bool:

@@ -22,9 +22,18 @@ from ptolemy.errors import ConfigError
 def with_tuned(services: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
     """The services with the values of the entries; stops where one was measured with something else."""
     try:
-        return tuned.applied(services, entries)
+        return tuned.applied(services, plain(entries))
     except ConfigError as error:
         raise AnsibleFilterError(str(error)) from error
+
+
+def plain(value: Any) -> Any:
+    """A value without Ansible's tags: to the rules a tagged number is none."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class FilterModule:

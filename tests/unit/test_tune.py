@@ -26,7 +26,7 @@ def result(requests, first=0.1, **fields):
 def search(space, measure, trials_left=100, seconds=10.0):
     """All trials of a search that has the time for so many of them."""
     trials, left = [], trials_left * seconds
-    while proposal := next_trial(space, trials, left):
+    while proposal := next_trial(space, trials, left, seconds):
         setting, phase = proposal
         assert space.allows(setting)
         cost = seconds * (2 if phase == FINAL else 1)
@@ -98,14 +98,19 @@ def test_a_setting_with_errors_is_not_chosen():
 def test_a_rival_that_is_no_better_at_the_end_is_not_taken():
     rival = Setting(4, 32)
     trials = [Trial(PRESENT, SEARCH, 1, result(10)), Trial(rival, SEARCH, 1, result(30))]
-    for at_the_end, chosen in ((9.0, PRESENT), (10.1, PRESENT), (10.3, rival)):
+    for at_the_end, chosen in ((9.0, PRESENT), (10.4, PRESENT), (10.6, rival)):
         ends = [Trial(rival, FINAL, 1, result(at_the_end)), Trial(PRESENT, FINAL, 1, result(10))]
         assert choose(Space(PRESENT), [*trials, *ends]).trial.setting == chosen
     assert (
         choose(Space(PRESENT), [*trials, Trial(rival, FINAL, 1, None, "gone"), Trial(PRESENT, FINAL, 1, result(10))]).trial.setting
         == PRESENT
     )
-    assert choose(Space(PRESENT), trials).trial.setting == PRESENT, "without an end nothing is taken"
+    for ends in (
+        [],
+        [Trial(rival, FINAL, 1, result(30))],
+        [Trial(rival, FINAL, 1, result(30)), Trial(PRESENT, FINAL, 1, None, "cut short")],
+    ):
+        assert choose(Space(PRESENT), [*trials, *ends]).trial.setting == PRESENT, "without an end nothing is taken"
 
 
 def test_without_a_measurement_of_the_present_setting_nothing_is_chosen():
