@@ -6,9 +6,12 @@ import asyncio
 import json
 import uuid
 import zlib
+from pathlib import Path
 from typing import Any
 
 import aiohttp
+
+WORKFLOWS = Path(__file__).parents[1] / "roles" / "comfyui" / "files" / "workflows"
 
 
 def workflow(color: int, size: int = 16) -> dict[str, Any]:
@@ -17,6 +20,16 @@ def workflow(color: int, size: int = 16) -> dict[str, Any]:
         "1": {"class_type": "EmptyImage", "inputs": {"width": size, "height": size, "batch_size": 1, "color": color}},
         "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "ComfyUI"}},
     }
+
+
+def filled(name: str, **values: Any) -> dict[str, Any]:
+    """One of the role's workflows, with values by Open WebUI's names, put where its `nodes` say, as Open WebUI does."""
+    told = json.loads((WORKFLOWS / f"{name}.json").read_text())
+    prompt: dict[str, Any] = told["workflow"]
+    for node in told["nodes"]:
+        for number in node["node_ids"]:
+            prompt[number]["inputs"][node["key"]] = values[node["type"]]
+    return prompt
 
 
 def color_of(picture: bytes) -> int:
@@ -44,7 +57,10 @@ class Painter:
             return answer.status, await answer.read()
 
     async def prompt(self, color: int, **more: Any) -> str:
-        status, body = await self.send("POST", "/prompt", json={"prompt": workflow(color, self.size), **more})
+        return await self.submit(workflow(color, self.size), **more)
+
+    async def submit(self, prompt: dict[str, Any], **more: Any) -> str:
+        status, body = await self.send("POST", "/prompt", json={"prompt": prompt, **more})
         assert status == 200, body
         return str(json.loads(body)["prompt_id"])
 
@@ -52,7 +68,10 @@ class Painter:
         """What was painted; it must be there."""
         status, body = await self.send("GET", f"/history/{prompt}")
         assert status == 200, body
-        (image,) = json.loads(body)[prompt]["outputs"]["2"]["images"]
+        told = json.loads(body)[prompt]
+        assert told["outputs"], told["status"]
+        (output,) = told["outputs"].values()
+        (image,) = output["images"]
         status, picture = await self.send("GET", "/view", params=image)
         assert status == 200, picture
         return picture
@@ -70,11 +89,14 @@ class Painter:
 
     async def poll(self, color: int, seconds: float = 0.0) -> int:
         """As a script does it, without a websocket."""
-        prompt = await self.prompt(color, extra_data={"standin_seconds": seconds})
+        return color_of(await self.awaited(await self.prompt(color, extra_data={"standin_seconds": seconds})))
+
+    async def awaited(self, prompt: str) -> bytes:
+        """What was painted, once it is."""
         for _ in range(4000):
             status, body = await self.send("GET", f"/history/{prompt}")
             assert status == 200, body
             if json.loads(body):
-                return color_of(await self.result(prompt))
+                return await self.result(prompt)
             await asyncio.sleep(0.05)
         raise AssertionError("never done")
