@@ -14,12 +14,22 @@ import aiohttp
 WORKFLOWS = Path(__file__).parents[1] / "roles" / "comfyui" / "files" / "workflows"
 
 
-def workflow(color: int, size: int = 16) -> dict[str, Any]:
-    """A picture of one colour, which needs no model: by it, everybody knows the own one."""
-    return {
+def workflow(color: int, size: int = 16, blurs: int = 0) -> dict[str, Any]:
+    """A picture of one colour, which needs no model: by it, everybody knows the own one.
+
+    Args:
+        color: as 0xRRGGBB.
+        size: in pixels.
+        blurs: so often it is blurred, which takes the real ComfyUI long.
+    """
+    prompt: dict[str, Any] = {
         "1": {"class_type": "EmptyImage", "inputs": {"width": size, "height": size, "batch_size": 1, "color": color}},
         "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "ComfyUI"}},
     }
+    for number in range(3, 3 + blurs):
+        image, prompt["2"]["inputs"]["images"] = prompt["2"]["inputs"]["images"], [str(number), 0]
+        prompt[str(number)] = {"class_type": "ImageBlur", "inputs": {"image": image, "blur_radius": 31, "sigma": 10.0}}
+    return prompt
 
 
 def filled(name: str, **values: Any) -> dict[str, Any]:
@@ -78,13 +88,16 @@ class Painter:
 
     async def paint(self, color: int, seconds: float = 0.0, client: str = "") -> int:
         """As Open WebUI does it: a websocket first, then the prompt, its end by the websocket, the history, the picture."""
+        return color_of(await self.watched(workflow(color, self.size), client, extra_data={"standin_seconds": seconds}))
+
+    async def watched(self, prompt: dict[str, Any], client: str = "", **more: Any) -> bytes:
         client = client or str(uuid.uuid4())
         async with self.session.ws_connect(f"{self.url}/ws", params={"clientId": client}) as socket:
-            prompt = await self.prompt(color, client_id=client, extra_data={"standin_seconds": seconds})
+            number = await self.submit(prompt, client_id=client, **more)
             async for message in socket:
                 told = json.loads(message.data)
-                if told["type"] == "executing" and told["data"]["node"] is None and told["data"]["prompt_id"] == prompt:
-                    return color_of(await self.result(prompt))
+                if told["type"] == "executing" and told["data"]["node"] is None and told["data"]["prompt_id"] == number:
+                    return await self.result(number)
         raise AssertionError("the websocket was closed before the picture was painted")
 
     async def poll(self, color: int, seconds: float = 0.0) -> int:
