@@ -6,17 +6,40 @@ import asyncio
 import json
 import uuid
 import zlib
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 
+WORKFLOWS = Path(__file__).parents[1] / "roles" / "comfyui" / "files" / "workflows"
 
-def workflow(color: int, size: int = 16) -> dict[str, Any]:
-    """A picture of one colour, which needs no model: by it, everybody knows the own one."""
-    return {
+
+def workflow(color: int, size: int = 16, blurs: int = 0) -> dict[str, Any]:
+    """A picture of one colour, which needs no model: by it, everybody knows the own one.
+
+    Args:
+        color: as 0xRRGGBB.
+        size: in pixels.
+        blurs: so often it is blurred, which takes the real ComfyUI long.
+    """
+    prompt: dict[str, Any] = {
         "1": {"class_type": "EmptyImage", "inputs": {"width": size, "height": size, "batch_size": 1, "color": color}},
         "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "ComfyUI"}},
     }
+    for number in range(3, 3 + blurs):
+        image, prompt["2"]["inputs"]["images"] = prompt["2"]["inputs"]["images"], [str(number), 0]
+        prompt[str(number)] = {"class_type": "ImageBlur", "inputs": {"image": image, "blur_radius": 31, "sigma": 10.0}}
+    return prompt
+
+
+def filled(name: str, **values: Any) -> dict[str, Any]:
+    """One of the role's workflows, with values by Open WebUI's names, put where its `nodes` say, as Open WebUI does."""
+    told = json.loads((WORKFLOWS / f"{name}.json").read_text())
+    prompt: dict[str, Any] = told["workflow"]
+    for node in told["nodes"]:
+        for number in node["node_ids"]:
+            prompt[number]["inputs"][node["key"]] = values[node["type"]]
+    return prompt
 
 
 def color_of(picture: bytes) -> int:
@@ -44,7 +67,10 @@ class Painter:
             return answer.status, await answer.read()
 
     async def prompt(self, color: int, **more: Any) -> str:
-        status, body = await self.send("POST", "/prompt", json={"prompt": workflow(color, self.size), **more})
+        return await self.submit(workflow(color, self.size), **more)
+
+    async def submit(self, prompt: dict[str, Any], **more: Any) -> str:
+        status, body = await self.send("POST", "/prompt", json={"prompt": prompt, **more})
         assert status == 200, body
         return str(json.loads(body)["prompt_id"])
 
@@ -52,29 +78,38 @@ class Painter:
         """What was painted; it must be there."""
         status, body = await self.send("GET", f"/history/{prompt}")
         assert status == 200, body
-        (image,) = json.loads(body)[prompt]["outputs"]["2"]["images"]
+        told = json.loads(body)[prompt]
+        assert told["outputs"], told["status"]
+        (output,) = told["outputs"].values()
+        (image,) = output["images"]
         status, picture = await self.send("GET", "/view", params=image)
         assert status == 200, picture
         return picture
 
     async def paint(self, color: int, seconds: float = 0.0, client: str = "") -> int:
         """As Open WebUI does it: a websocket first, then the prompt, its end by the websocket, the history, the picture."""
+        return color_of(await self.watched(workflow(color, self.size), client, extra_data={"standin_seconds": seconds}))
+
+    async def watched(self, prompt: dict[str, Any], client: str = "", **more: Any) -> bytes:
         client = client or str(uuid.uuid4())
         async with self.session.ws_connect(f"{self.url}/ws", params={"clientId": client}) as socket:
-            prompt = await self.prompt(color, client_id=client, extra_data={"standin_seconds": seconds})
+            number = await self.submit(prompt, client_id=client, **more)
             async for message in socket:
                 told = json.loads(message.data)
-                if told["type"] == "executing" and told["data"]["node"] is None and told["data"]["prompt_id"] == prompt:
-                    return color_of(await self.result(prompt))
+                if told["type"] == "executing" and told["data"]["node"] is None and told["data"]["prompt_id"] == number:
+                    return await self.result(number)
         raise AssertionError("the websocket was closed before the picture was painted")
 
     async def poll(self, color: int, seconds: float = 0.0) -> int:
         """As a script does it, without a websocket."""
-        prompt = await self.prompt(color, extra_data={"standin_seconds": seconds})
+        return color_of(await self.awaited(await self.prompt(color, extra_data={"standin_seconds": seconds})))
+
+    async def awaited(self, prompt: str) -> bytes:
+        """What was painted, once it is."""
         for _ in range(4000):
             status, body = await self.send("GET", f"/history/{prompt}")
             assert status == 200, body
             if json.loads(body):
-                return color_of(await self.result(prompt))
+                return await self.result(prompt)
             await asyncio.sleep(0.05)
         raise AssertionError("never done")

@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
             print("\n".join(keys_command.run(given, config)))
             return 0
         if given.command == "scrape-keys":
-            for line in scrape.write_keys(list(config.services), given.backend_key, given.into, given.group):
+            for line in scrape.write_keys(config.services, given.backend_key, given.into, given.group):
                 print(line)
             return 0
         path = config.site.status_file

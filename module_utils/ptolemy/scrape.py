@@ -10,8 +10,9 @@ import contextlib
 import grp
 import os
 import tempfile
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, Iterator, Mapping
 
+from .config import COMFYUI, Service
 from .errors import ConfigError
 from .haproxy import host_port
 from .keys import backend_key
@@ -41,11 +42,11 @@ def targets(seen: Mapping[str, Any], name: str, port_first: int) -> list[dict[st
     return found
 
 
-def write_keys(services: Sequence[str], key_file: str, into: str, group: str) -> Iterator[str]:
+def write_keys(services: Mapping[str, Service], key_file: str, into: str, group: str) -> Iterator[str]:
     """Write each service's key to ``into/SERVICE.key``, for root and a group only, and remove those of services that are gone.
 
     Args:
-        services: their names.
+        services: by name; one of the kind ``comfyui`` has no metrics, so nobody asks it and its key is not written.
         key_file: holds the site's backend key.
         into: a directory that is there.
         group: whose members may read the keys.
@@ -62,11 +63,12 @@ def write_keys(services: Sequence[str], key_file: str, into: str, group: str) ->
         owner = grp.getgrnam(group).gr_gid
         if not secret:
             raise ConfigError(f"{key_file}: is empty; set ptolemy_backend_key and run playbooks/gateway.yml")
-        for name in services:
+        names = [name for name, service in services.items() if service.kind != COMFYUI]
+        for name in names:
             path = os.path.join(into, name + SUFFIX)
             if _write(path, backend_key(name, secret), owner):
                 yield f"{path}: written"
-        for name in sorted(set(os.listdir(into)) - {name + SUFFIX for name in services}):
+        for name in sorted(set(os.listdir(into)) - {name + SUFFIX for name in names}):
             if name.endswith(SUFFIX):
                 os.unlink(os.path.join(into, name))
                 yield f"{os.path.join(into, name)}: removed"

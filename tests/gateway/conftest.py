@@ -7,7 +7,7 @@ import contextlib
 import json
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +17,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from comfyui_instances import Instance
 from local_gateway import API_KEY, HAPROXY, Gateway, render
 
 
@@ -211,3 +212,19 @@ def stub() -> type[Stub]:
 @pytest.fixture
 def client() -> Any:
     return open_client
+
+
+@pytest.fixture
+def instances(gateway: Gateway, tmp_path: Path) -> Iterator[Callable[..., Instance]]:
+    """Starts instances, and by default gives them to HAProxy as ptolemyd does."""
+    made: list[Instance] = []
+
+    def start(known: bool = True, models: Sequence[str] = ()) -> Instance:
+        made.append(Instance(tmp_path, 7 + len(made), models))
+        if known:
+            gateway.add("draw", made[-1].name, made[-1].port, slots=1000)
+        return made[-1]
+
+    yield start
+    for instance in made:
+        instance.stop()

@@ -1,20 +1,11 @@
-"""ComfyUI's own API at the gateway: all calls of one prompt reach one instance. These are the stand-in, with Ptolemy's extension.
-
-With PTOLEMY_TEST_COMFYUI, a directory with ComfyUI's `source` and a `venv` with its packages, they are the real one, on CPU.
-"""
+"""ComfyUI's own API at the gateway: all calls of one prompt reach one instance (of the stand-in, or the real one: comfyui_instances.py)."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import http.client
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,83 +13,9 @@ import aiohttp
 import pytest
 
 from comfyui_client import Painter, color_of, workflow
+from comfyui_instances import SLOW, run
 from conftest import until
-from local_gateway import API_KEY, BACKEND_KEY, ROOT, Gateway, free_port
-from ptolemy.comfyui import ComfyUI
-from ptolemy.keys import backend_key
-
-REAL = os.environ.get("PTOLEMY_TEST_COMFYUI", "")
-long_prompts = pytest.mark.skipif(bool(REAL), reason="no prompt of EmptyImage takes long in the real one")
-
-
-class Instance:
-    """One running instance."""
-
-    def __init__(self, directory: Path, job: int) -> None:
-        home = directory / "home"
-        if not home.exists():
-            home.mkdir()
-            (home / "source").symlink_to(Path(REAL) / "source" if REAL else ROOT / "tests" / "comfyui_standin")
-            (home / "venv").symlink_to(Path(REAL) / "venv" if REAL else sys.prefix)
-            (home / "ptolemy").symlink_to(ROOT / "roles" / "comfyui" / "files" / "ptolemy")
-        spec = {
-            "service": "draw",
-            "comfyui": str(home),
-            "comfyui_dir": str(directory),
-            "comfyui_models": [],
-            "model_path": "",
-            "flags": ["--cpu"],
-        }
-        self.engine = ComfyUI(spec, backend_key("draw", BACKEND_KEY), str(job), 0)
-        self.engine.check()
-        self.port = free_port()
-        self.name = self.engine.instance(self.port)
-        command = self.engine.begin(self.port)
-        self.process = subprocess.Popen(command, env=dict(self.engine.environment(self.port)))
-        deadline = time.monotonic() + (240 if REAL else 20)
-        while not self.engine.is_ours(self.port):
-            assert time.monotonic() < deadline and self.process.poll() is None
-            time.sleep(0.05)
-
-    def remaining(self) -> int:
-        return self.engine.running(self.port)
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait(10)
-        self.engine.end()
-
-
-@pytest.fixture
-def instances(gateway: Gateway, tmp_path: Path) -> Iterator[Callable[..., Instance]]:
-    """Starts instances, and by default gives them to HAProxy as ptolemyd does."""
-    made: list[Instance] = []
-
-    def start(known: bool = True) -> Instance:
-        made.append(Instance(tmp_path, 7 + len(made)))
-        if known:
-            gateway.add("draw", made[-1].name, made[-1].port, slots=1000)
-        return made[-1]
-
-    yield start
-    for instance in made:
-        instance.stop()
-
-
-@contextlib.asynccontextmanager
-async def painter(gateway: Gateway, key: str = API_KEY) -> AsyncIterator[Painter]:
-    timeout, connector = aiohttp.ClientTimeout(total=60), aiohttp.TCPConnector(limit=0)
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    async with aiohttp.ClientSession(timeout=timeout, connector=connector, headers=headers) as session:
-        yield Painter(session, f"{gateway.url}/m/draw")
-
-
-def run(gateway: Gateway, scenario: Callable[[Painter], Any], key: str = API_KEY) -> Any:
-    async def whole() -> Any:
-        async with painter(gateway, key) as user:
-            return await scenario(user)
-
-    return asyncio.run(whole())
+from local_gateway import Gateway
 
 
 def test_everybody_gets_the_own_picture_over_three_instances(gateway: Gateway, instances: Any) -> None:
@@ -162,12 +79,11 @@ def test_a_draining_instance_gets_no_new_client_and_still_gives_its_pictures_out
     assert fresh == [*range(6), *range(6)]
 
 
-@long_prompts
 def test_a_prompt_whose_instance_died_is_unknown_and_not_waited_for(gateway: Gateway, instances: Any) -> None:
     first, _ = instances(), instances()
 
     async def scenario(user: Painter) -> list[tuple[int, bytes]]:
-        prompts = [await user.prompt(color, extra_data={"standin_seconds": 30}) for color in range(8)]
+        prompts = [await user.submit(**SLOW) for _ in range(8)]
         first.stop()
         return [await user.send("GET", f"/history/{prompt}") for prompt in prompts]
 
@@ -177,12 +93,11 @@ def test_a_prompt_whose_instance_died_is_unknown_and_not_waited_for(gateway: Gat
     assert [body for status, body in answers if status == 200] == [b"{}"] * 4
 
 
-@long_prompts
 def test_a_dead_instances_websockets_end(gateway: Gateway, instances: Any) -> None:
     first = instances()
 
     async def scenario(user: Painter) -> None:
-        waiting = asyncio.create_task(user.paint(1, 30))
+        waiting = asyncio.create_task(user.watched(**SLOW))
         await until(first.remaining, "it runs")
         first.stop()
         with pytest.raises((AssertionError, aiohttp.ClientError)):
@@ -226,12 +141,11 @@ def test_what_follows_an_upload_reaches_its_instance(gateway: Gateway, instances
     assert sorted(made) == [0, 6]
 
 
-@long_prompts
 def test_a_prompt_can_be_ended_by_its_id_alone(gateway: Gateway, instances: Any) -> None:
     both = [instances(), instances()]
 
     async def scenario(user: Painter) -> list[int]:
-        running = [await user.prompt(1, extra_data={"standin_seconds": 60}) for _ in both]
+        running = [await user.submit(**SLOW) for _ in both]
         waiting = [await user.prompt(2) for _ in both]
         refused = [
             (await user.send("POST", "/interrupt", json={}))[0],

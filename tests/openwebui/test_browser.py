@@ -1,4 +1,7 @@
-"""A person at a browser: signs in, chats, asks about a file, runs Python, and need not know of Slurm. lab/verify keeps the screenshots."""
+"""A person at a browser: signs in, chats, asks about a file, gets a picture, runs Python, and need not know of Slurm.
+
+lab/verify keeps the screenshots.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,12 @@ from openwebui_lab import CATEGORY, QUESTION, prompts_on_the_wire
 SHOTS = Path(os.environ["PTOLEMY_TEST_SCREENSHOTS"])
 INPUT = "#chat-input"
 GATEWAY = "/etc/haproxy/haproxy.cfg"
+# The size of the first picture of an answer, and its first pixel.
+PICTURE = """(image => {
+    const canvas = document.createElement("canvas").getContext("2d")
+    canvas.drawImage(image, 0, 0)
+    return [image.naturalWidth, image.naturalHeight, ...canvas.getImageData(0, 0, 1, 1).data]
+})(document.querySelector("img[data-cy=image]"))"""
 
 
 @pytest.fixture
@@ -62,6 +71,20 @@ def test_a_person_asks_about_a_file(cluster, browser, tmp_path):
         browser.until(lambda: [answer for answer in answers(browser) if answer], "an answer")
         browser.until(lambda: prompts.have(code), "the file's text is in the prompt")
     browser.picture(SHOTS / "file.png")
+
+
+def test_a_person_gets_a_picture(cluster, browser):
+    cluster.until(lambda: not cluster.jobs("draw"), "draw sleeps", 180)
+    browser.open("/?models=demo")
+    browser.click("#integration-menu-button")
+    browser.click("[role=menuitemcheckbox]", "Image")
+    browser.press(Keys.ESCAPE)
+    ask(browser, "A blue square")
+    browser.shows("Creating image")
+    browser.picture(SHOTS / "creating-image.png")
+    # The size of inventory/lab, the colour of the workflow `empty`.
+    browser.until(lambda: browser.run(PICTURE) == [64, 64, 0x33, 0x66, 0x99, 0xFF], "the picture", 180)
+    browser.picture(SHOTS / "image.png")
 
 
 def test_python_runs_in_the_browser(browser, person):

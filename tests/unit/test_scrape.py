@@ -11,7 +11,7 @@ import pytest
 
 from ptolemy import exporter, scrape
 from ptolemy.__main__ import main
-from ptolemy.config import Canary
+from ptolemy.config import Canary, Service
 from ptolemy.errors import ConfigError
 from ptolemy.failures import Failure
 from ptolemy.keys import backend_key
@@ -50,8 +50,12 @@ def places(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "backend.key", tmp_path / "keys"
 
 
-def write(places: tuple[Path, Path], *services: str, group: str = GROUP) -> list[str]:
-    return list(scrape.write_keys(services, str(places[0]), str(places[1]), group))
+def write(places: tuple[Path, Path], *names: str, group: str = GROUP) -> list[str]:
+    return write_keys(places, *map(service, names), group=group)
+
+
+def write_keys(places: tuple[Path, Path], *services: Service, group: str = GROUP) -> list[str]:
+    return list(scrape.write_keys({it.name: it for it in services}, str(places[0]), str(places[1]), group))
 
 
 def test_each_service_has_a_key_that_only_the_group_may_read(places: tuple[Path, Path]) -> None:
@@ -77,6 +81,12 @@ def test_the_key_of_a_service_that_is_gone_is_removed_and_other_files_stay(place
     (places[1] / "README").write_text("")
     assert write(places, "chat") == [f"{places[1]}/embed.key: removed"]
     assert sorted(os.listdir(places[1])) == ["README", "chat.key"]
+
+
+def test_a_service_of_pictures_has_no_metrics_to_ask_for_and_its_key_is_not_written(places: tuple[Path, Path]) -> None:
+    (places[1] / "draw.key").write_text("of an earlier version")
+    told = write_keys(places, service("chat"), service("draw", kind="comfyui"))
+    assert told == [f"{places[1]}/chat.key: written", f"{places[1]}/draw.key: removed"]
 
 
 @pytest.mark.parametrize(
