@@ -8,6 +8,8 @@ import time
 import aiohttp
 import pytest
 
+pytestmark = pytest.mark.trixie
+
 BURST = 500
 TOKENS = 48  # of a long answer: the queue must outlast the start of more replicas
 

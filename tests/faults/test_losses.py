@@ -6,7 +6,11 @@ import contextlib
 import re
 import time
 
+import pytest
+
 from cluster_host import podman
+
+pytestmark = pytest.mark.trixie
 
 
 def test_a_serving_replica_is_cancelled(cluster, faults):

@@ -10,6 +10,8 @@ import pytest
 
 from cluster_host import THOROUGH
 
+pytestmark = pytest.mark.trixie
+
 
 def test_scale_out_and_in(cluster, faults):
     with faults.planned("scale out from 2 to 4, and back in") as notes:
