@@ -26,6 +26,7 @@ SERVICES = ("demo", "demo-b")
 REQUESTS = int(os.environ.get("PTOLEMY_TEST_REQUESTS", "1000"))  # that a load has at least
 MOST_REQUESTS = 100_000
 THOROUGH = bool(os.environ.get("PTOLEMY_TEST_THOROUGH"))  # more kills, and tests that take minutes
+STATUS = "/run/ptolemy/status.json"
 OUTAGE = float(os.environ.get("PTOLEMY_TEST_OUTAGE", "10"))  # seconds without slurmctld
 
 
@@ -42,6 +43,7 @@ class Cluster:
         self.base_url = os.environ["PTOLEMY_TEST_BASE_URL"]
         self.api_key = Path(os.environ["PTOLEMY_TEST_API_KEY_FILE"]).read_text().strip()
         self._pid_files: dict[str, Path] = {}
+        self._last_command = 0.0
 
     def pid(self, host: str) -> str:
         """The process on this machine that is a host's first, also once the host was killed and started again."""
@@ -60,6 +62,7 @@ class Cluster:
         command = [*enter, "--pid", "/bin/sh", "-c", '"$@"; exit $?', "sh", *enter, *NAMESPACES]
         command += [*(() if user == "root" else ("runuser", "-u", user, "--")), *argv]
         done = subprocess.run(command, input=stdin or "", env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout, check=False)
+        self._last_command = time.time()
         assert not (check and done.returncode), f"{' '.join(argv)} on {host}: {done.returncode} {done.stderr}{done.stdout}"
         return done.stdout
 
@@ -81,8 +84,8 @@ class Cluster:
         return result["plays"][0]["tasks"][0]["hosts"]["head"]
 
     def status(self) -> dict:
-        """What ptolemyd has written."""
-        return json.loads(self.path("head", "/run/ptolemy/status.json").read_text())
+        """What ptolemyd has written: up to a second ago, so perhaps before what a test has just done."""
+        return json.loads(self.path("head", STATUS).read_text())
 
     def service(self, name: str) -> dict:
         return next(row for row in self.status()["services"] if row["service"] == name)
@@ -126,14 +129,18 @@ class Cluster:
         return [row["job"] for row in self.service(service)["replicas"]]
 
     def until_ready(self, timeout: float = 120) -> None:
-        """Wait until every service has all its replicas, and nothing else is left."""
+        """Wait until every service has all its replicas, and nothing else is left, as seen after the last command on a host."""
 
         def settled() -> bool:
-            status = self.status()
-            return not status["stale_reason"] and all(
-                row["replicas_ready"] == row["replicas_wanted"] == len(row["replicas"])
-                and all(server["up"] and server["admin"] == "ready" for server in row["servers"])
-                for row in status["services"]
+            status, written = self.status(), self.path("head", STATUS).stat().st_mtime
+            return (
+                written > self._last_command
+                and not status["stale_reason"]
+                and all(
+                    row["replicas_ready"] == row["replicas_wanted"] == len(row["replicas"])
+                    and all(server["up"] and server["admin"] == "ready" for server in row["servers"])
+                    for row in status["services"]
+                )
             )
 
         self.until(settled, "all replicas ready", timeout)
@@ -141,7 +148,14 @@ class Cluster:
     def ticks(self, count: int = 2) -> None:
         """Let ptolemyd look a few more times."""
         first = self.status()["counters"]["ticks"]
-        self.until(lambda: self.status()["counters"]["ticks"] >= first + count, f"{count} ticks")
+
+        def looked() -> bool:
+            nonlocal first
+            now = self.status()["counters"]["ticks"]
+            first = min(first, now)  # a new process counts afresh
+            return now >= first + count
+
+        self.until(looked, f"{count} ticks")
 
     @contextlib.contextmanager
     def service_as(self, name: str, **fields):
