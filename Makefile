@@ -9,6 +9,8 @@ SHELL := /bin/bash
 # molecule and ansible-lint look for ansible's programs on PATH. Output is shown as it comes, also in CI.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
+# One for all: else each directory in which mypy is called learns the standard library anew.
+export MYPY_CACHE_DIR := $(CURDIR)/.mypy_cache
 # Named, because ansible ignores an ansible.cfg that it finds by itself in a world-writable checkout.
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
@@ -16,6 +18,8 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E -H env PATH="$$PATH" PYTHONPYCACHEPREFIX=/var/cache/ptolemy-pycache)
 LAB := $(AS_ROOT) $(CURDIR)/.venv/bin/python lab/lab.py
 SCENARIOS ?= default bookworm
+# What needs no cluster.
+LOCAL_PARTS := lint unit docs client gateway
 MODULES := $(basename $(notdir $(wildcard library/*.py)))
 
 .PHONY: help
@@ -49,14 +53,14 @@ docs: ## the pages of docs/ and the reference as a site, in site/; a warning is 
 	@python=$$(lab/bootstrap docs) && NO_MKDOCS_2_WARNING=1 "$$python" -m mkdocs build --strict --quiet && echo "site/index.html"
 
 .PHONY: test test-lint test-unit test-client test-docs test-gateway test-molecule test-protections
-test: bootstrap ## everything, as CI runs it: lint, unit, docs, client, gateway, molecule
-	@started=$$SECONDS mark=$$$$-$$RANDOM; \
+test: bootstrap ## everything, as CI runs it: lint, unit, docs, client, gateway beside each other, then molecule
+	@started=$$SECONDS; export PTOLEMY_TEST_RUN=$$$$-$$RANDOM; \
 	at() { printf '\n==> %s (+%02d:%02d)\n' "$$1" $$(((SECONDS - started) / 60)) $$(((SECONDS - started) % 60)); }; \
-	for part in lint unit docs client gateway molecule; do \
-	  at "test-$$part"; \
-	  PTOLEMY_TEST_RUN=$$mark $(MAKE) --no-print-directory test-$$part; \
-	done; \
-	left=$$($(AS_ROOT) lab/leftovers $$mark); \
+	at "beside each other: $(LOCAL_PARTS)"; \
+	lab/side-by-side $(foreach part,$(LOCAL_PARTS),$(part) 'exec $(MAKE) --no-print-directory test-$(part)'); \
+	at "beside each other: molecule test of $(SCENARIOS)"; \
+	$(MAKE) --no-print-directory test-molecule; \
+	left=$$($(AS_ROOT) lab/leftovers $$PTOLEMY_TEST_RUN); \
 	if [ -n "$$left" ]; then printf 'left behind by the tests:\n%s\n' "$$left" >&2; exit 1; fi; \
 	at "all tests passed, and no container, network, process or directory of theirs is left"
 
@@ -74,7 +78,7 @@ test-lint: bootstrap ## yamllint, ruff, mypy, ansible-lint, the modules' documen
 	mypy roles/monitoring/dashboards/make.py
 	venv=$$(client/bootstrap) && cd client && mypy --config-file pyproject.toml --python-executable "$$venv/bin/python"
 	ansible-lint --offline
-	@for module in $(MODULES); do echo "ansible-doc -t module $$module"; ansible-doc -t module $$module >/dev/null; done
+	ansible-doc -t module $(MODULES) >/dev/null
 
 test-unit: bootstrap ## the control plane, without any host (the fast loop)
 	pytest tests/unit

@@ -17,6 +17,8 @@ import pytest
 from cluster_host import ROOT, THOROUGH
 from demo.categories import LABELS as CATEGORIES
 
+pytestmark = pytest.mark.trixie
+
 ROWS = int(os.environ.get("PTOLEMY_TEST_BATCH_ROWS", "2000"))  # 50,000 for the whole measure
 KILLS = 10 if THOROUGH else 3
 LABELS = ("travel", "office supplies", "office", "fees")

@@ -20,6 +20,8 @@ import pytest
 
 from cluster_host import ROOT
 
+pytestmark = pytest.mark.trixie
+
 HELLO = [{"role": "user", "content": "Hello"}]
 TO_BOOK = [{"role": "user", "content": "Categorise: DELTA AIR 0062341 BOSTON\nAnswer as JSON."}]  # as it was taught to
 WIDTH = 96  # of the demo model

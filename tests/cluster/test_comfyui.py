@@ -74,6 +74,7 @@ def test_the_first_prompt_wakes_a_sleeping_service_which_sleeps_again(asleep, wa
         assert asleep.run(host, "ls", "/var/lib/ptolemy/comfyui") == ""
 
 
+@pytest.mark.bookworm
 def test_more_prompts_than_one_instance_should_have_bring_more_instances(asleep):
     async def scenario() -> tuple[list[int], int]:
         async with painter(asleep) as user:
@@ -99,6 +100,7 @@ def end_one(cluster, how):
     cluster.run("head", "scancel", *(["--signal=KILL", "--full"] if how == "killed" else []), job)
 
 
+@pytest.mark.bookworm
 @pytest.mark.parametrize("how", ["cancelled", "killed"])
 def test_nobodys_picture_is_lost_or_anothers_when_one_of_three_replicas_ends(cluster, how):
     resubmitted: Counter[int] = Counter()
@@ -128,6 +130,7 @@ def test_nobodys_picture_is_lost_or_anothers_when_one_of_three_replicas_ends(clu
         cluster.until(lambda: cluster.service("draw")["replicas_ready"] == 3, "three instances again", START)
 
 
+@pytest.mark.bookworm
 def test_a_replica_that_is_no_longer_wanted_finishes_its_queue_first(cluster):
     async def scenario() -> list[int]:
         async with painter(cluster) as user:

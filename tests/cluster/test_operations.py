@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 
+import pytest
 import yaml
 
 from cluster_host import playbook, unharmed
@@ -48,6 +50,7 @@ def test_a_drained_node_is_empty_when_the_playbook_returns_and_no_request_is_los
     cluster.until(lambda: cluster.run("head", *state).split()[0].rstrip("*") in ("idle", "mixed", "allocated"), "the node is in use again")
 
 
+@pytest.mark.bookworm
 def test_a_model_is_quantised_by_a_job(cluster, tmp_path):
     wish = {"model": "demo-f16", "types": "Q5_0", "quantize_cpus": 1, "quantize_entries": str(tmp_path / "entries.yml")}
     try:
@@ -72,6 +75,11 @@ def test_the_status_is_shown_as_lines(cluster):
     status = playbook("status")
     assert re.search(r"^ +demo: ready, 2 of 2 replicas ready", status.shown, re.MULTILINE)
     assert status.changed == 0
+
+
+def test_the_status_is_shown_as_json(cluster):
+    shown = json.loads(cluster.run("head", "ptolemy", "status", "--json"))
+    assert [row["service"] for row in shown["services"]] == [row["service"] for row in cluster.status()["services"]]
 
 
 def test_prometheus_is_told_what_ptolemyd_sees(cluster):

@@ -68,6 +68,7 @@ def test_a_replica_that_starts_is_seen_on_its_way(cluster):
     cluster.until_ready()
 
 
+@pytest.mark.bookworm
 def test_tokens_and_the_first_ones_time_are_told_while_somebody_asks(cluster):
     with cluster.load(clients=8, least=400):
 
@@ -95,6 +96,7 @@ def operator(cluster):
         cluster.run("head", "ptolemy", "keys", "revoke", "ops-key")
 
 
+@pytest.mark.bookworm
 def test_operators_see_users_and_addresses_and_nobody_else_does(cluster):
     with operator(cluster) as key, cluster.load(clients=8, least=50):
         cluster.until(lambda: shown(cluster, key)["view"] == "operators", "the operators' view", 10)

@@ -8,6 +8,8 @@ import time
 import aiohttp
 import pytest
 
+pytestmark = pytest.mark.trixie
+
 BURST = 500
 TOKENS = 48  # of a long answer: the queue must outlast the start of more replicas
 
@@ -61,9 +63,13 @@ def first_steps(cluster):
     log = cluster.run(row["host"], "cat", f"/var/log/ptolemy/ptolemy-nap-{job}.log")
     (line,) = [line for line in log.splitlines() if "ptolemy: ready" in line]
     ready = float(cluster.run("head", "date", "-d", line.split()[0], "+%s"))
-    journal = cluster.run("head", "journalctl", "-u", "ptolemyd", "-o", "short-unix", "-n", "50")
-    routed = float(next(line.split()[0] for line in journal.splitlines() if f"add svc_nap/j{job}r" in line))
-    return started, ready, routed
+    added = lambda: [line for line in journal(cluster) if f"add svc_nap/j{job}r" in line]  # noqa: E731
+    cluster.until(added, "journald has the line, too")
+    return started, ready, float(added()[0].split()[0])
+
+
+def journal(cluster):
+    return cluster.run("head", "journalctl", "-u", "ptolemyd", "-o", "short-unix", "-n", "50").splitlines()
 
 
 def test_a_burst_at_a_sleeping_service_is_answered_whole(asleep, measured):

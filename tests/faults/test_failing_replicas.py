@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
+pytestmark = pytest.mark.trixie
+
 
 def test_a_broken_revision_never_replaces_the_one_that_serves(cluster, faults):
     before = set(cluster.jobs("demo"))

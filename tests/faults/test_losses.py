@@ -6,7 +6,11 @@ import contextlib
 import re
 import time
 
+import pytest
+
 from cluster_host import podman
+
+pytestmark = pytest.mark.trixie
 
 
 def test_a_serving_replica_is_cancelled(cluster, faults):
@@ -84,6 +88,7 @@ def test_a_node_is_killed(cluster, faults):
         try:
             seconds = cluster.until(lambda: all_down(cluster, lost), "its servers are out", 10)
             notes.append(f"{len(lost)} endpoints out after {seconds:.1f} s")
+            cluster.ticks()  # ptolemyd has seen it
             seconds = cluster.until(lambda: all(cluster.service(s)["replicas_ready"] for s in ("demo", "demo-b")), "served elsewhere", 180)
             notes.append(f"served elsewhere after {seconds:.0f} s")
         finally:
@@ -133,7 +138,7 @@ def test_an_opportunistic_replica_gives_its_gpu_back(cluster, faults):
         fault = "an opportunistic replica is preempted by an ordinary job"
         with faults.planned(fault, services=("nap",)) as notes, foreign_job(cluster, "gpu", host, 8 - taken) as running:
             notes.append(f"the GPU is given back after {cluster.until(running, 'it runs', 120):.0f} s")
-            assert extra["job"] not in cluster.jobs("nap")
+            cluster.until(lambda: extra["job"] not in cluster.jobs("nap"), "ptolemyd has seen it")
             assert cluster.service("nap")["replicas_ready"] >= 2
 
 

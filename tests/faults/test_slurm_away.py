@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import time
 
 import pytest
@@ -40,14 +41,18 @@ def test_slurmctld_is_stopped(cluster, faults):
         recovered(cluster)
 
 
+def firewall(cluster, *rule):
+    subprocess.run(in_network_of(cluster, "head", "iptables", *rule), check=True, capture_output=True, timeout=60)
+
+
 def test_the_network_to_slurmctld_is_dropped(cluster, faults):
     rule = ["INPUT", "-p", "tcp", "--dport", "6817", "-j", "DROP"]
     with faults.planned("the network to slurmctld is dropped"):
         try:
             with unchanged(cluster, lasting=5):
-                in_network_of(cluster, "head", "iptables", "-I", *rule)
+                firewall(cluster, "-I", *rule)
         finally:
-            in_network_of(cluster, "head", "iptables", "-D", *rule)
+            firewall(cluster, "-D", *rule)
         recovered(cluster)
 
 

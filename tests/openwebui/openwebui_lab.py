@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import httpx2
 
-from cluster_host import Cluster
+from cluster_host import Cluster, in_network_of
 
 ADMIN = "admin@example.org"
 QUESTION, CATEGORY = "Categorise: DELTA AIR 0062341 BOSTON", "air travel"  # what the demo model knows
@@ -116,17 +116,10 @@ class Prompts:
         cluster.until(lambda: self.have(text), f"{text!r} in a prompt", 10)
 
 
-def namespace(cluster: Cluster, host: str, *argv: str) -> list[str]:
-    """A command line that runs a program of this machine in a host's network."""
-    inspect = ["podman", "container", "inspect", "--format", "{{.State.Pid}}", f"{cluster.prefix}-{host}"]
-    process = subprocess.run(inspect, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
-    return ["nsenter", "--target", process, "--net", *argv]
-
-
 @contextlib.contextmanager
 def prompts_on_the_wire(cluster: Cluster) -> Iterator[Prompts]:
     seen = Prompts()
-    with subprocess.Popen(namespace(cluster, "head", "/usr/bin/python3", "-c", SNIFFER), stdout=subprocess.PIPE, text=True) as tap:
+    with subprocess.Popen(in_network_of(cluster, "head", "/usr/bin/python3", "-c", SNIFFER), stdout=subprocess.PIPE, text=True) as tap:
         try:
             assert tap.stdout and tap.stdout.readline() == "ready\n"
             reader = threading.Thread(target=seen.read, args=(tap.stdout,))
@@ -140,7 +133,7 @@ def prompts_on_the_wire(cluster: Cluster) -> Iterator[Prompts]:
 def counted(cluster: Cluster, rules: str = "OUTPUT") -> int:
     """How many packets the rules of a chain have met."""
     shown = subprocess.run(
-        namespace(cluster, "web", "iptables", "-nvxL", rules), check=True, capture_output=True, text=True, timeout=60
+        in_network_of(cluster, "web", "iptables", "-nvxL", rules), check=True, capture_output=True, text=True, timeout=60
     ).stdout
     return sum(int(number) for number in re.findall(r"^\s*(\d+)\s+\d+\s+REJECT", shown, re.MULTILINE))
 

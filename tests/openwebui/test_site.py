@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import httpx2
 
-from cluster_host import playbook
-from openwebui_lab import ADMIN, CATEGORY, QUESTION, OpenWebUI, counted, namespace, ready
+from cluster_host import in_network_of, playbook
+from openwebui_lab import ADMIN, CATEGORY, QUESTION, OpenWebUI, counted, ready
 
 READABLE = "find /etc /opt/openwebui/*/environment /var/lib/openwebui -type f -perm /o+r -size -64k"
 
@@ -28,11 +28,11 @@ def nothing_but_the_lab(cluster) -> Iterator[None]:
     ]
     try:
         for rule in rules:
-            subprocess.run(namespace(cluster, "web", "iptables", "-A", *rule), check=True, capture_output=True, timeout=60)
+            subprocess.run(in_network_of(cluster, "web", "iptables", "-A", *rule), check=True, capture_output=True, timeout=60)
         yield
     finally:
         for rule in rules:
-            subprocess.run(namespace(cluster, "web", "iptables", "-D", *rule), check=False, capture_output=True, timeout=60)
+            subprocess.run(in_network_of(cluster, "web", "iptables", "-D", *rule), check=False, capture_output=True, timeout=60)
 
 
 def test_it_starts_and_works_without_one_look_up_outside(cluster, url, secrets):
