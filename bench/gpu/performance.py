@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,14 @@ def write(page: Path, results: Path) -> None:
 
 
 def tables(rows: Sequence[Row]) -> Iterator[str]:
-    """All of it in Markdown: a table for each load, the conversations, and what did not start."""
+    """All of it in Markdown: for each kind of GPU a table for each load and the conversations, and what did not start."""
+    for gpu in dict.fromkeys(row["gpu"] for row in rows):
+        yield f"\n### {gpu}"
+        yield from _tables([row for row in rows if row["gpu"] == gpu])
+    yield "\nOne letter a card. Seconds and milliseconds are p50 / p99."
+
+
+def _tables(rows: Sequence[Row]) -> Iterator[str]:
     runs = [row for row in rows if row["kind"] == "run"]
     single = dict.fromkeys(_card(row) for row in runs if row["setup"]["gpus"] == 1)
     cards = {name: chr(ord("A") + number) for number, name in enumerate(single)}
@@ -49,8 +57,6 @@ def tables(rows: Sequence[Row]) -> Iterator[str]:
     failed = [f"{row['setup']['name']} ({row['why'].splitlines()[-1]})" for row in rows if row["kind"] == "failed"]
     if failed:
         yield f"\nDid not start: {'; '.join(failed)}."
-    kinds = ", ".join(dict.fromkeys(row["gpu"] for row in runs))
-    yield f"\n{kinds}; one letter a card. Seconds and milliseconds are p50 / p99."
 
 
 def base(rows: Sequence[Row], row: Row) -> float:
@@ -79,15 +85,21 @@ def _line(row: Row, cards: Mapping[str, str], default: float, best: float) -> st
 
 
 def _talks(rows: Sequence[Row], cards: Mapping[str, str]) -> Iterator[str]:
-    yield "| to a server by | card | requests/s | tokens in the cache already | first token, s | whole answer, s | GPU busy | errors |"
-    yield "|---|---|--:|--:|--:|--:|--:|--:|"
+    yield (
+        "| to a server by | card | conversations | for slots | requests/s | tokens in the cache already | first token, s | between, ms"
+        " | whole answer, s | GPU busy | errors |"
+    )
+    yield "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
     for row in rows:
         cells = [
             row["setup"]["name"],
             cards[_card(row)],
+            f"{row['slots'] * row['people']:.0f}",
+            str(row["slots"]),
             f"{row['per_second']:.1f}",
             f"{100 * row['cached'] / row['prompt']:.0f} %",
             f"{row['first'][0]:.2f} / {row['first'][1]:.2f}",
+            f"{1000 * row['gap'][0]:.0f} / {1000 * row['gap'][1]:.0f}",
             f"{row['whole'][0]:.2f} / {row['whole'][1]:.2f}",
             f"{row['busy']:.0f} %",
             str(sum(row["errors"].values())),
@@ -109,7 +121,9 @@ def _card(row: Row) -> str:
 
 
 def plot(rows: Sequence[Row]) -> str:
-    """Requests/s of each setup as a share of the ceiling."""
+    """Requests/s of each setup as a share of the ceiling, on the kind of GPU of which most is known."""
+    gpu = Counter(row["gpu"] for row in rows).most_common(1)[0][0]
+    rows = [row for row in rows if row["gpu"] == gpu]
     runs = [row for row in rows if row["kind"] == "run" and row["load"] in COLORS and row["model"] == "8b" and row["setup"]["gpus"] == 1]
     top, left, width = 110.0, 300.0, 700.0
     parts = []
@@ -133,7 +147,7 @@ def plot(rows: Sequence[Row]) -> str:
         x = left + width * share
         parts.insert(0, f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{began:.1f}' y2='{top:.1f}' stroke='{svg.GRID}'/>")
     parts.append(svg.key(left + width, 84, [(color, LOADS[load].words.split(":", maxsplit=1)[0]) for load, color in COLORS.items()]))
-    title = "Requests a second on one GPU, as a share of the engine's own ceiling"
+    title = f"Requests a second on one {gpu}, as a share of the engine's own ceiling"
     return svg.document(
         1100, int(top) + 20, title, "8B in Q4_K_M, random weights, by bench/gpu; where there are two cards, their mean", parts
     )

@@ -28,7 +28,7 @@ from ptolemy.slurm import Job, Slurm
 ACCOUNT = "ptolemy-bench"
 PARTITION = "gpu"
 TEMPLATE = ROOT / "roles" / "replica_jobs" / "templates" / "replica.sh.j2"
-START_TIMEOUT, END_TIMEOUT = 40.0, 60.0  # seconds
+START_TIMEOUT, END_TIMEOUT = 90.0, 60.0  # seconds
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 CONF = """\

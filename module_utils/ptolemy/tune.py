@@ -56,6 +56,7 @@ DEFAULTS: Mapping[str, Any] = {
     "unasked_seconds": 0.0,  # the job ends if nobody has asked for so long how far it is; 0: never
 }
 SHORTEST_WINDOW = 2.0  # seconds
+LEAST_PATIENCE = 30.0  # seconds until a window begins in any case: before each slot has answered twice, all prompts come at once
 OVERTIME = 120.0
 FINAL_WINDOWS = 2.0  # the windows of the end are so many times as long
 POLL = 0.1
@@ -157,7 +158,7 @@ class Tuner:
             servers = _Servers(self._spec, setting, self._key, self._environment, directory)
             try:
                 ports = servers.start(min(began + self._spec["start_timeout"], self._deadline), self._going)
-                seen = asyncio.run(closed_loop(ports, setting.slots, self._key, self._profile, window, 4 * window, self._going))
+                seen = asyncio.run(closed_loop(ports, setting.slots, self._key, self._profile, window, max(4 * window, LEAST_PATIENCE), self._going))
                 if not self._going():
                     failure = "cut short"
                 elif seen.requests:

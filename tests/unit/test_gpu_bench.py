@@ -23,7 +23,7 @@ from loads import LOADS, Load, Prompts  # noqa: E402
 from traffic import read  # noqa: E402
 
 WORDS = ["able", "about", "above"]
-RESULTS = ROOT / "bench" / "gpu" / "h100.jsonl"
+RESULTS = ROOT / "bench" / "gpu" / "measured.jsonl"
 
 
 def words(body):
