@@ -158,7 +158,8 @@ class Tuner:
             servers = _Servers(self._spec, setting, self._key, self._environment, directory)
             try:
                 ports = servers.start(min(began + self._spec["start_timeout"], self._deadline), self._going)
-                seen = asyncio.run(closed_loop(ports, setting.slots, self._key, self._profile, window, max(4 * window, LEAST_PATIENCE), self._going))
+                patience = max(4 * window, LEAST_PATIENCE)
+                seen = asyncio.run(closed_loop(ports, setting.slots, self._key, self._profile, window, patience, self._going))
                 if not self._going():
                     failure = "cut short"
                 elif seen.requests:
