@@ -10,6 +10,7 @@ import threading
 import uuid
 import zlib
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import folder_paths
@@ -131,7 +132,7 @@ def wrong(prompt: Any) -> str:
 
 
 class PromptServer:
-    """As ComfyUI's class of that name: ``instance``, ``app`` and ``prompt_queue`` are what extensions know."""
+    """As ComfyUI's class of that name: ``instance``, ``app``, ``prompt_queue`` and ``add_on_prompt_handler`` are what extensions know."""
 
     instance: PromptServer
 
@@ -140,6 +141,7 @@ class PromptServer:
         self.app = web.Application(client_max_size=most_bytes)
         self.prompt_queue = PromptQueue(self)
         self._sockets: dict[str, web.WebSocketResponse] = {}
+        self._handlers: list[Callable[[dict[str, Any]], dict[str, Any]]] = []
         self._number = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         calls = (
@@ -192,8 +194,14 @@ class PromptServer:
     async def count(self, _: web.Request) -> web.Response:
         return web.json_response(self.state())
 
+    def add_on_prompt_handler(self, handler: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Let an extension change what is asked for before it is queued."""
+        self._handlers.append(handler)
+
     async def prompt(self, request: web.Request) -> web.Response:
         body = await request.json()
+        for handler in self._handlers:
+            body = handler(body)
         problem = wrong(body.get("prompt"))
         if problem:
             return web.json_response({"error": {"type": "invalid_prompt", "message": problem}, "node_errors": {}}, status=400)

@@ -244,6 +244,19 @@ def test_a_prompts_calls_find_its_instance_after_a_reload(gateway: Gateway, inst
         gateway.add("draw", it.name, it.port, slots=1000)
 
     async def later(user: Painter) -> list[int]:
-        return [color_of(await user.result(prompt)) for prompt in prompts]
+        # In another order than they were sent in: what alternates between two would find half of them.
+        return [color_of(await user.result(prompts[number])) for number in (0, 2, 4, 1, 3, 5)]
 
-    assert run(gateway, later) == list(range(6))
+    assert run(gateway, later) == [0, 2, 4, 1, 3, 5]
+
+
+def test_a_client_does_not_choose_its_prompts_id(gateway: Gateway, instances: Any) -> None:
+    instance = instances()
+
+    async def scenario(user: Painter) -> list[str]:
+        first = await user.prompt(1)
+        return [first, await user.prompt(2, prompt_id=first)]
+
+    first, second = run(gateway, scenario)
+    assert first != second
+    assert {first.partition("_")[0], second.partition("_")[0]} == {instance.name}

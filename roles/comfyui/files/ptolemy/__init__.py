@@ -1,4 +1,4 @@
-"""Ptolemy's extension of ComfyUI, the only one that an instance loads: it asks for a key, and makes the names of pictures unique.
+"""Ptolemy's extension of ComfyUI, the only one that an instance loads: it asks for a key, and names prompts and pictures by the instance.
 
 module_utils/ptolemy/comfyui.py starts the instance and says who it is by the environment.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -44,6 +45,14 @@ async def guard(request: web.Request, handler: Callable[[web.Request], Awaitable
     return await handler(request)
 
 
+def name_prompt(asked: dict[str, Any]) -> dict[str, Any]:
+    """Give a prompt an id that begins with the instance's: HAProxy sends whoever asks for the prompt to the one that took it.
+
+    An id of the client's choice goes, since it might be another one's.
+    """
+    return {**asked, "prompt_id": f"{INSTANCE}_{uuid.uuid4()}"}
+
+
 def naming(save_path: Callable[..., Any]) -> Callable[..., Any]:
     """Begin the names of what is saved with the instance's: HAProxy sends whoever asks for a picture to the one that made it."""
 
@@ -55,4 +64,5 @@ def naming(save_path: Callable[..., Any]) -> Callable[..., Any]:
 
 
 folder_paths.get_save_image_path = naming(folder_paths.get_save_image_path)
+PromptServer.instance.add_on_prompt_handler(name_prompt)
 PromptServer.instance.app.middlewares.insert(0, guard)
