@@ -60,7 +60,7 @@ class Browser:
         """Wait until an element's text matches."""
         self.until(lambda: re.search(pattern, self.text(css)), f"{css} shows {pattern!r}", timeout)
 
-    def click(self, css: str, text: str = "") -> None:
+    def click(self, css: str, text: str = "", timeout: float = 60) -> None:
         """Click the first such element with that text, once it is there."""
 
         def done() -> bool:
@@ -70,7 +70,7 @@ class Browser:
                     return True
             return False
 
-        self.until(done, f"{css} with {text!r} can be clicked")
+        self.until(done, f"{css} with {text!r} can be clicked", timeout)
 
     def type(self, css: str, keys: str) -> None:
         """Type into the first such element, once it is there."""
