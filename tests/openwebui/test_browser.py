@@ -83,7 +83,8 @@ def image_chosen(window: Browser) -> bool:
     return False
 
 
-# Once in six runs Open WebUI said at once that an error had occurred, and nothing had reached the gateway: not in CI until it is known why.
+# Once in six runs Open WebUI said within a minute that an error had occurred, and the gateway logged no request for `draw`: not in CI
+# until it is known why.
 @pytest.mark.skipif(not THOROUGH, reason="PTOLEMY_TEST_THOROUGH=1")
 def test_a_person_gets_a_picture(cluster, browser):
     cluster.until(lambda: not cluster.jobs("draw"), "draw sleeps", 180)
