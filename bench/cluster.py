@@ -12,7 +12,7 @@ from typing import Deque, Optional, Sequence
 
 from day import CLASSES, DAY, HOUR, Trace, work
 from ptolemy.config import Service
-from ptolemy.haproxy import Server, backend_name
+from ptolemy.gateway import Server, backend_name
 from ptolemy.record import DRAINING, READY, STARTING, Record
 from ptolemy.slurm import RUNNING, Job, Node, job_name
 

@@ -25,7 +25,7 @@ import report
 from cluster import EPOCH, Backend, Cluster, Engine, Replica
 from ptolemy import controller, partitions
 from ptolemy.config import Config, Service, Site
-from ptolemy.haproxy import Gateway, backend_name
+from ptolemy.gateway import Gateway, backend_name
 from ptolemy.memory import Memory
 from tables import write_between
 

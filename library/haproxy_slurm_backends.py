@@ -57,7 +57,8 @@ from ansible.module_utils.ptolemy.backends import ADD, DRAIN, READY, REMOVE, Cha
 from ansible.module_utils.ptolemy.config import load
 from ansible.module_utils.ptolemy.controller import Applied, apply_backends, decide
 from ansible.module_utils.ptolemy.errors import PtolemyError
-from ansible.module_utils.ptolemy.haproxy import Gateway, HAProxy
+from ansible.module_utils.ptolemy.gateway import Gateway
+from ansible.module_utils.ptolemy.haproxy import HAProxy
 from ansible.module_utils.ptolemy.memory import Memory
 from ansible.module_utils.ptolemy.slurm import Slurm
 

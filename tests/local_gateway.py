@@ -23,7 +23,8 @@ from typing import Any
 
 from ptolemy import keys
 from ptolemy.errors import ChangeError
-from ptolemy.haproxy import Endpoint, HAProxy
+from ptolemy.gateway import Endpoint
+from ptolemy.haproxy import HAProxy
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Iterable, Sequence
 
-from .haproxy import Endpoint, Gateway, Server
+from .gateway import Endpoint, Gateway, Server
 
 ADD, WEIGH, READY, DRAIN, SEVER, REMOVE = "add", "weigh", "ready", "drain", "sever", "remove"
 WAKE, SLEEP = "wake", "sleep"
@@ -83,7 +83,7 @@ def _weighs_otherwise(endpoint: Endpoint, server: Server | None) -> bool:
 
 
 def _needs_ready(endpoint: Endpoint, server: Server) -> bool:
-    return server.admin != "ready" and _serves(endpoint, server)
+    return _serves(endpoint, server) and not (server.admin == "ready" and server.listed)
 
 
 def _awakenings(wanted: dict[tuple[str, str], Endpoint], present: dict[tuple[str, str], Server], gateway: Gateway) -> Iterable[Change]:

@@ -9,7 +9,7 @@ from typing import Any, Iterator, Mapping
 
 from .config import Canary, Config
 from .errors import ConfigError, PtolemyError
-from .haproxy import host_port
+from .gateway import host_port
 from .progress import Look, Row, doubts, row_of, servers_of
 from .record import READY
 from .slurm import RUNNING

@@ -14,7 +14,7 @@ import sys
 from typing import Any, Mapping
 
 from .engines import ReplicaError, ask, does_answer, present
-from .haproxy import server_name
+from .gateway import server_name
 
 EXTENSION = "ptolemy"  # its directory below custom_nodes
 FREE = "/prompt"  # asks for no key, and tells only how many prompts there are
@@ -109,11 +109,11 @@ class ComfyUI:
         """Its queue is answered by another thread than the one that computes, so no more than that can be asked."""
         return self.answers(port)
 
-    def running(self, port: int) -> int:
+    def running(self, port: int) -> int | None:
         try:
             return remaining(ask(port, FREE, self._key))
         except (OSError, ValueError):
-            return 0
+            return None
 
     def end(self) -> None:
         for base in self._made:

@@ -12,7 +12,8 @@ from . import backends, replicas
 from .config import COMFYUI, Config
 from .errors import ChangeError, ConfigError
 from .gates import widths
-from .haproxy import WEIGHT, Endpoint, Gateway, HAProxy, backend_name, server_name
+from .gateway import WEIGHT, Endpoint, Gateway, backend_name, server_name
+from .haproxy import HAProxy
 from .job import script
 from .memory import Memory
 from .slurm import Job, Node, Slurm, job_name

@@ -18,7 +18,8 @@ from .clock import SteadyClock
 from .config import Config, Service, load
 from .errors import ConfigError, ObservationError, PtolemyError
 from .files import put, stamp_of
-from .haproxy import Gateway, HAProxy
+from .gateway import Gateway
+from .haproxy import HAProxy
 from .memory import Memory
 from .prompts import Prompts
 from .record import STARTING

@@ -41,8 +41,8 @@ class Engine(Protocol):
     def computes(self, port: int) -> bool:
         """What computes in it is alive, as far as that can be asked."""
 
-    def running(self, port: int) -> int:
-        """What it is doing for clients, or will: 0 where it gives no answer."""
+    def running(self, port: int) -> int | None:
+        """How many requests it has, running or waiting; None where it gives no answer."""
 
     def end(self) -> None:
         """Remove what ``begin`` made on the node."""
@@ -106,11 +106,11 @@ class LlamaServer:
         """
         return does_answer(port, "/metrics", self._key)
 
-    def running(self, port: int) -> int:
+    def running(self, port: int) -> int | None:
         try:
             metrics = ask(port, "/metrics", self._key).decode(errors="replace")
         except OSError:
-            return 0
+            return None
         wanted = ("llamacpp:requests_processing", "llamacpp:requests_deferred")
         return sum(int(float(line.split()[1])) for line in metrics.splitlines() if line.startswith(wanted))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Mapping
 
 from .config import Service
-from .haproxy import Gateway, backend_name
+from .gateway import Gateway, backend_name
 
 QUIET = 60.0  # seconds without an interactive request after which nobody is chatting
 FIRST = 4  # while a service has no slot: as many as wake it and are then answered at once

@@ -11,14 +11,13 @@ import csv
 import io
 import re
 import socket
-from dataclasses import dataclass, field
-from functools import cached_property
 from operator import itemgetter
 from typing import Mapping, Sequence
 
 from .errors import ChangeError, ObservationError
+from .gateway import BACKEND_PREFIX, Endpoint, Gate, Gateway, Server, User
 
-BACKEND_PREFIX, GATE_PREFIX = "svc_", "batch_"
+GATE_PREFIX = "batch_"
 GATE = "gate"  # the only server of a gate's backend
 HOLD = "hold"  # the server that keeps requests while there is no other, see roles/haproxy
 _SERVER_NAME = re.compile(r"j(\d+)r(\d+)p(\d+)")
@@ -29,152 +28,7 @@ _OP_RUNNING = 2  # srv_op_state
 # would love it. Its health is checked every second; one good check brings it back. Not `on-marked-down shutdown-sessions`:
 # it would cut the server's other requests instead of sending them elsewhere (48 clients: 4 to 16 errors a kill instead of none).
 _CHECK = "check inter 1s fall 2 rise 1 observe layer4 error-limit 1 on-error mark-down"
-WEIGHT = 100  # of a server; HAProxy takes 1 to 256, so that the share of a canary can be told finely
 _COMMANDS = 50  # in one message: HAProxy reads at most a buffer's worth
-_READY = "enable health {name}; set server {name} state ready"
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """A llama-server that HAProxy should route to.
-
-    Attributes:
-        backend, name: HAProxy's names for it.
-        address, port: where it listens.
-        slots: how many requests it may have at once.
-        weight: its part of the backend's requests, against the weights of the others.
-    """
-
-    backend: str
-    name: str
-    address: str
-    port: int
-    slots: int
-    weight: int = WEIGHT
-
-    @property
-    def where(self) -> str:
-        """Address and port in HAProxy's notation."""
-        return host_port(self.address, self.port)
-
-
-@dataclass(frozen=True)
-class Server:
-    """A dynamic server that HAProxy has.
-
-    Attributes:
-        backend, name: HAProxy's names for it.
-        id: its numeric id, unique in the backend.
-        address, port: where it points to.
-        admin: ``ready``, ``drain`` or ``maint``: what it was told.
-        up: its health check passes.
-        in_flight: requests that it is answering now.
-        slots: its maxconn.
-        unchanged: seconds since its health last changed.
-        weight: its part of the backend's requests, against the weights of the others.
-        requests: how many it ever got from this process of HAProxy.
-        errors: how many of them it refused, broke off, or answered with a status of 500 or more.
-        response_ms: the mean time to the first byte of its last 1024 answers.
-        prompts: of a ComfyUI, how many it has taken and not finished, see ``prompts``; None for other kinds.
-    """
-
-    backend: str
-    name: str
-    id: int
-    address: str
-    port: int
-    admin: str
-    up: bool
-    in_flight: int
-    slots: int
-    unchanged: float = 0.0
-    weight: int = WEIGHT
-    requests: int = 0
-    errors: int = 0
-    response_ms: int = 0
-    prompts: int | None = None
-
-    @property
-    def busy(self) -> int:
-        """What it has to do. A ComfyUI answers before it begins, and keeps websockets of clients that want nothing."""
-        return self.in_flight if self.prompts is None else self.prompts
-
-    @cached_property
-    def job_id(self) -> int:
-        """The Slurm job that it belongs to."""
-        return int(self.name[1 : self.name.index("r")])
-
-
-@dataclass(frozen=True)
-class Gate:
-    """The gate of a service's batch requests.
-
-    Attributes:
-        width: how many it lets through at once.
-        waiting: requests before it.
-        arrived: how many there ever were.
-        interactive: those that reached the service without it: how many there are now.
-        interactive_arrived: how many there ever were.
-    """
-
-    width: int
-    waiting: int
-    arrived: int
-    interactive: int
-    interactive_arrived: int
-
-
-@dataclass(frozen=True)
-class Gateway:
-    """One observation of HAProxy.
-
-    Attributes:
-        pid: the process that answered; another one means a restart or reload, and that dynamic servers were lost.
-        queued: requests that wait for a slot, by backend; its keys are the backends that the configuration has.
-        arrived: requests that this process has ever sent to the backend, by backend.
-        servers: the dynamic servers of those backends.
-        awake: what `hold` was told of each backend: whether there is a server.
-        gates: of batch requests, by the backend that they lead to.
-        states: what /v1/models says of each service: its state, and under ``<service>/revision``, ``/slots`` and ``/about`` these.
-    """
-
-    pid: int
-    queued: Mapping[str, int]
-    arrived: Mapping[str, int]
-    servers: Sequence[Server]
-    awake: Mapping[str, bool]
-    gates: Mapping[str, Gate] = field(default_factory=dict)
-    states: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class User:
-    """What one user of the API does now.
-
-    Attributes:
-        name: of the user; of somebody for whom Open WebUI asks, ``<user>/<id>``.
-        requests: that are being answered or wait.
-        per_minute: requests that were let through in the last minute.
-    """
-
-    name: str
-    requests: int
-    per_minute: int
-
-
-def host_port(address: str, port: int) -> str:
-    """An address and a port as in URLs and in HAProxy's notation."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
-def backend_name(service: str) -> str:
-    """The name of a service's backend in HAProxy."""
-    return BACKEND_PREFIX + service
-
-
-def server_name(job_id: int, restart: int, port: int) -> str:
-    """The name of an endpoint's server: another run of the job, or another port, is another server."""
-    return f"j{job_id}r{restart}p{port}"
 
 
 class HAProxy:
@@ -182,7 +36,7 @@ class HAProxy:
 
     Args:
         path: the socket, opened anew for each call.
-        awake_map: the map that tells `hold` which backends have a server.
+        awake_map: the map that tells the configuration which backends have a server, and which servers there are.
         states_map: the map from which /v1/models tells the states of the services.
         timeout: seconds that one command may take.
     """
@@ -223,11 +77,11 @@ class HAProxy:
         name = f"{endpoint.backend}/{endpoint.name}"
         add = f"add server {name} {endpoint.where} id {number} {_CHECK} maxconn {endpoint.slots} weight {endpoint.weight}"
         # It is added in maintenance, so that nothing is lost where this is all that HAProxy hears.
-        self._change(f"{add}; {_READY.format(name=name)}", "New server registered.")
+        self._change(f"{add}; {self._made_ready(name)}", "New server registered.")
 
     def ready(self, backend: str, name: str) -> None:
         """Check a server's health and send it requests. Raises ChangeError as ``add``."""
-        self._change(_READY.format(name=f"{backend}/{name}"))
+        self._change(self._made_ready(f"{backend}/{name}"))
 
     def drain(self, backend: str, name: str) -> None:
         """Send a server no new request; running ones go on. Raises ChangeError as ``add``.
@@ -290,6 +144,11 @@ class HAProxy:
         """Remove an idle server. Raises ChangeError as ``add``, also where it is not idle after all."""
         self._change(f"set server {backend}/{name} state maint")
         self._change(f"del server {backend}/{name}", "Server deleted.")
+        self._change(f"del map {self._awake_map} {backend}/{name}")
+
+    def _made_ready(self, name: str) -> str:
+        # It is listed before it may answer. Listed twice is no error, and `del map` takes both.
+        return f"add map {self._awake_map} {name} 1; enable health {name}; set server {name} state ready"
 
     def _change(self, command: str, expected: str = "") -> None:
         try:
@@ -350,6 +209,7 @@ def parse(info: str, stat: str, state: str, awake: str, states: str = "") -> Gat
     if not lines or lines[0].strip() != "1":
         raise ValueError("unknown version of 'show servers state'")
     columns = lines[1].lstrip("# ").split()
+    listed = map_entries(awake)
     servers = []
     for line in lines[2:]:
         server = dict(zip(columns, line.split()))
@@ -375,10 +235,11 @@ def parse(info: str, stat: str, state: str, awake: str, states: str = "") -> Gat
                 requests=total_now,
                 errors=sum(errors),
                 response_ms=response_ms,
+                listed=f"{backend}/{name}" in listed,
             )
         )
     servers.sort(key=lambda server: (server.backend, server.name))
-    told = {backend: value == "1" for backend, value in map_entries(awake).items() if backend in queued}
+    told = {backend: {"0": False, "1": True}.get(value) for backend, value in listed.items() if backend in queued}
     return Gateway(int(facts["Pid"]), queued, arrived, tuple(servers), told, gates, map_entries(states))
 
 

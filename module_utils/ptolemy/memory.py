@@ -11,7 +11,7 @@ from typing import AbstractSet, Iterable, Sequence
 from .config import Config, Service
 from .failures import Failure, remember
 from .gates import Chat, listen
-from .haproxy import Gateway, backend_name
+from .gateway import Gateway, backend_name
 from .keys import BATCH, INTERACTIVE, TIERS
 from .load import History, Load, Queue
 from .scaling import target

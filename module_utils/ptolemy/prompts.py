@@ -12,11 +12,12 @@ from typing import Callable
 from .asking import body_of
 from .comfyui import FREE, remaining
 from .config import COMFYUI, Config
-from .haproxy import Gateway, Server, backend_name, host_port
+from .gateway import Gateway, Server, backend_name, host_port
 
 EVERY = 1.0  # seconds
 AT_ONCE = 16
 COLLECT = 5.0  # seconds after its last prompt in which clients fetch their pictures: for so long it counts as busy
+DEAD_AFTER = 10.0  # seconds that HAProxy's checks must have failed for: a busy instance may miss some of them
 MOST_BYTES = 4096  # of an answer
 
 
@@ -69,8 +70,8 @@ class Prompts:
                 instance.known = answer
                 if answer:
                     instance.busy_at = now
-        if not server.up:
-            return 0  # HAProxy's checks are what notices the dead
+        if not server.up and server.unchanged >= DEAD_AFTER:
+            return 0
         if instance.asked is None and now >= instance.ask_at:
             instance.ask_at = now + EVERY
             self._pool = self._pool or ThreadPoolExecutor(AT_ONCE, "prompts")

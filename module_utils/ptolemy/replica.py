@@ -51,6 +51,7 @@ class Server:
     Attributes:
         device: the value of CUDA_VISIBLE_DEVICES for it; empty leaves the environment as it is.
         ports: the ports it may use, the first free one is taken at each start.
+        running: the requests that it had when it last told; what never told is not idle.
     """
 
     device: str
@@ -58,6 +59,7 @@ class Server:
     port: int = 0
     process: subprocess.Popen[bytes] | None = None
     healthy: bool = False
+    running: int = 1
     silences: int = 0
     probe_at: float = 0.0
     progress_at: float = 0.0
@@ -248,9 +250,12 @@ class Replica:
         return now - self._idle_since >= LEAVE_TIME
 
     def _running(self, server: Server) -> int:
-        if server.process is None or server.process.poll() is not None:
+        if server.process is None or server.process.poll() is not None or not server.healthy:
             return 0
-        return self._engine.running(server.port)
+        told = self._engine.running(server.port)
+        # A busy one may miss a question: it has its requests all the same.
+        server.running = server.running if told is None else told
+        return server.running
 
     def _stop_servers(self) -> None:
         alive = [server.process for server in self.servers if server.process is not None and server.process.poll() is None]

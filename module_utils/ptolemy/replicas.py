@@ -11,7 +11,7 @@ from typing import AbstractSet, Iterable, Iterator, Mapping, Sequence
 
 from .config import Canary, Service
 from .failures import Failure, Lesson, lesson
-from .haproxy import Server
+from .gateway import Server
 from .partitions import hosts
 from .record import DRAINING, FAILED, STARTING
 from .slurm import RUNNING, Job, Node, job_name

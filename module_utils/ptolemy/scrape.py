@@ -14,7 +14,7 @@ from typing import Any, Iterator, Mapping
 
 from .config import COMFYUI, Service
 from .errors import ConfigError
-from .haproxy import host_port
+from .gateway import host_port
 from .keys import backend_key
 from .replica import gpu_of
 

@@ -8,7 +8,7 @@ from typing import Any, Iterator, Mapping, Sequence
 
 from .config import Canary, Config, Service
 from .errors import PtolemyError
-from .haproxy import Gateway, Server, backend_name
+from .gateway import Gateway, Server, backend_name
 from .memory import Memory
 from .replica import gpu_of
 from .slurm import RUNNING, Job

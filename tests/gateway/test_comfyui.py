@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import signal
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from comfyui_client import Painter, color_of, workflow
 from comfyui_instances import SLOW, run
 from conftest import until
 from local_gateway import Gateway
+from ptolemy.gateway import Endpoint
 
 
 def test_everybody_gets_the_own_picture_over_three_instances(gateway: Gateway, instances: Any) -> None:
@@ -79,18 +82,19 @@ def test_a_draining_instance_gets_no_new_client_and_still_gives_its_pictures_out
     assert fresh == [*range(6), *range(6)]
 
 
-def test_a_prompt_whose_instance_died_is_unknown_and_not_waited_for(gateway: Gateway, instances: Any) -> None:
+def test_a_prompt_is_lost_once_its_instance_is_known_to_have_ended(gateway: Gateway, instances: Any) -> None:
     first, _ = instances(), instances()
 
-    async def scenario(user: Painter) -> list[tuple[int, bytes]]:
+    async def scenario(user: Painter) -> list[list[tuple[int, bytes]]]:
         prompts = [await user.submit(**SLOW) for _ in range(8)]
         first.stop()
-        return [await user.send("GET", f"/history/{prompt}") for prompt in prompts]
+        asked = [await asyncio.gather(*(user.send("GET", f"/history/{prompt}") for prompt in prompts))]
+        await asyncio.to_thread(gateway.remove, "draw", first.name)
+        return [*asked, [await user.send("GET", f"/history/{prompt}") for prompt in prompts]]
 
-    answers = run(gateway, scenario)
-    lost = [json.loads(body)["error"]["code"] for status, body in answers if status == 404]
-    assert lost == ["prompt_not_found"] * 4
-    assert [body for status, body in answers if status == 200] == [b"{}"] * 4
+    for answers, (status, code) in zip(run(gateway, scenario), [(503, "service_unavailable"), (404, "prompt_not_found")], strict=True):
+        assert Counter(status for status, _ in answers) == {200: 4, status: 4}
+        assert {json.loads(body).get("error", {}).get("code") for _, body in answers} == {None, code}
 
 
 def test_a_dead_instances_websockets_end(gateway: Gateway, instances: Any) -> None:
@@ -117,7 +121,7 @@ def test_a_picture_is_served_by_the_instance_that_made_it_alone(gateway: Gateway
             names.append(json.loads((await user.send("GET", f"/history/{prompt}"))[1])[prompt]["outputs"]["2"]["images"][0]["filename"])
         assert {name.split("_")[0] for name in names} == {first.name, second.name}
         first.stop()
-        await until(lambda: gateway.servers("draw")[first.name].startswith("DOWN"), "it is down")
+        await asyncio.to_thread(gateway.remove, "draw", first.name)
         missing = [name.replace("_0000", "_0009") for name in names] + ["photo.png", "", "../x"]
         assert {(await user.send("GET", "/view", params={"filename": name}))[0] for name in missing} == {404}
         return [(await user.send("GET", "/view", params={"filename": name}))[0] for name in sorted(names)]
@@ -202,11 +206,29 @@ def test_an_instance_lets_nobody_in_but_the_gateway(gateway: Gateway, instances:
 
 
 def test_no_instance_means_that_none_has_the_picture(gateway: Gateway) -> None:
+    gateway.ptolemyd.wake("svc_draw", False)
     began = time.monotonic()
     for path in ("/history/x", "/view?filename=j7r0p20000_x.png"):
         status, body = run(gateway, lambda user, path=path: user.send("GET", path))
         assert (status, json.loads(body)["error"]["code"]) == (404, "prompt_not_found")
     assert time.monotonic() - began < 5
+
+
+def test_an_instance_too_busy_for_its_health_checks_keeps_its_prompts(gateway: Gateway, instances: Any) -> None:
+    instance = instances()
+
+    async def scenario(user: Painter) -> list[int]:
+        prompts = [await user.prompt(color) for color in range(6)]
+        await until(lambda: not instance.remaining(), "all are done")
+        instance.process.send_signal(signal.SIGSTOP)
+        await until(lambda: gateway.servers("draw")[instance.name].startswith("DOWN"), "it is down", 20)
+        gateway.ptolemyd.wake("svc_draw", False)
+        waiting = asyncio.gather(*(user.result(prompt) for prompt in prompts))
+        await until(lambda: gateway.busy("draw", instance.name) == 6, "they wait for it")
+        instance.process.send_signal(signal.SIGCONT)
+        return [color_of(picture) for picture in await waiting]
+
+    assert run(gateway, scenario) == list(range(6))
 
 
 def test_a_service_of_pictures_answers_no_chat_and_others_no_prompt(gateway: Gateway, client: Any) -> None:
@@ -248,6 +270,31 @@ def test_a_prompts_calls_find_its_instance_after_a_reload(gateway: Gateway, inst
         return [color_of(await user.result(prompts[number])) for number in (0, 2, 4, 1, 3, 5)]
 
     assert run(gateway, later) == [0, 2, 4, 1, 3, 5]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_after_a_reload_a_picture_is_waited_for_until_it_is_known_who_has_it(gateway: Gateway, instances: Any, there: bool) -> None:
+    first, second = instances(), instances()
+
+    async def before(user: Painter) -> list[str]:
+        prompts = [await user.prompt(color) for color in range(4)]
+        await until(lambda: not first.remaining() and not second.remaining(), "all are done")
+        return prompts
+
+    prompts = run(gateway, before)
+    gateway.reload()
+
+    async def after(user: Painter) -> list[int]:
+        waiting = asyncio.gather(*(user.send("GET", f"/history/{prompt}") for prompt in prompts))
+        await asyncio.sleep(1.5)  # they go round three times
+        assert not waiting.done()
+        assert gateway.queued("draw") == 0  # what waits in the service's queue would wake it, and end at any instance
+        for it in (first, second) if there else ():
+            gateway.ptolemyd.add(Endpoint("svc_draw", it.name, "127.0.0.1", it.port, 1000), it.port)
+        gateway.ptolemyd.wake("svc_draw", there)
+        return [status for status, _ in await waiting]
+
+    assert run(gateway, after) == [200 if there else 404] * 4
 
 
 def test_a_client_does_not_choose_its_prompts_id(gateway: Gateway, instances: Any) -> None:

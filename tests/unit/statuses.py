@@ -8,7 +8,7 @@ from typing import Any, Sequence
 from ptolemy import status
 from ptolemy.config import Canary, Config, Service
 from ptolemy.failures import Failure
-from ptolemy.haproxy import Gateway
+from ptolemy.gateway import Gateway
 from ptolemy.memory import Memory
 from ptolemy.slurm import Job
 from values import SITE, gateway, job, server, service

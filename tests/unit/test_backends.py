@@ -61,6 +61,8 @@ def test_hold_is_told_when_a_backend_gets_its_first_server_and_loses_its_last():
     asleep, awake = {"svc_chat": False}, {"svc_chat": True}
     assert verbs(plan([endpoint(1)], gateway(awake=asleep))) == ["add svc_chat/j1r0p20000", "wake svc_chat"]
     assert verbs(plan([endpoint(1)], gateway(server(1), awake=asleep))) == ["wake svc_chat"]
+    assert verbs(plan([], gateway(awake={"svc_chat": None}))) == ["sleep svc_chat"]
+    assert verbs(plan([endpoint(1)], gateway(server(1, listed=False), awake=awake))) == ["ready svc_chat/j1r0p20000"]
     assert verbs(plan([endpoint(1)], gateway(server(1), awake=awake))) == []
     assert verbs(plan([endpoint(1)], gateway(server(1, up=False), awake=awake))) == ["sleep svc_chat"]
     assert verbs(plan([], gateway(server(1), awake=awake))) == ["sleep svc_chat", "drain svc_chat/j1r0p20000"]

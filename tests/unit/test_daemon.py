@@ -13,7 +13,7 @@ from ptolemy import status
 from ptolemy.clock import SteadyClock
 from ptolemy.daemon import Daemon, lock
 from ptolemy.errors import ObservationError, PtolemyError
-from ptolemy.haproxy import User
+from ptolemy.gateway import User
 from values import gateway, job, record, server, service
 
 CHAT = service()

@@ -19,7 +19,7 @@ import pytest
 
 from ptolemy import exporter, status
 from ptolemy.config import Config
-from ptolemy.haproxy import Gate
+from ptolemy.gateway import Gate
 from ptolemy.memory import Memory
 from values import SITE, gateway, job, server, service
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ptolemy.gates import FIRST, QUIET, Chat, listen, widths
-from ptolemy.haproxy import Gate, Gateway
+from ptolemy.gateway import Gate, Gateway
 from values import service
 
 

@@ -8,7 +8,8 @@ import threading
 import pytest
 
 from ptolemy.errors import ChangeError, ObservationError
-from ptolemy.haproxy import Gate, HAProxy, User, parse, parse_users
+from ptolemy.gateway import Gate, User
+from ptolemy.haproxy import HAProxy, parse, parse_users
 from values import endpoint
 
 INFO = "Name: HAProxy\nPid: 42\nUptime_sec: 7\n"
@@ -32,7 +33,7 @@ STATE = (
 
 
 def test_an_observation_holds_our_servers_and_the_queue():
-    seen = parse(INFO, STAT, STATE, "0x1 svc_chat 1\n0x2 svc_gone 1\n")
+    seen = parse(INFO, STAT, STATE, "0x1 svc_chat 1\n0x2 svc_gone 1\n0x3 svc_chat/j7r0p20000 1\n")
     # The one that `hold` has waits, too.
     assert (seen.pid, dict(seen.queued), dict(seen.arrived)) == (42, {"svc_chat": 6}, {"svc_chat": 9})
     assert [(server.name, server.admin, server.up, server.in_flight, server.slots, server.id) for server in seen.servers] == [
@@ -46,7 +47,9 @@ def test_an_observation_holds_our_servers_and_the_queue():
         (9, 6, 40, 100),
         (9, 0, 0, 100),
     ]
+    assert [server.listed for server in seen.servers] == [True, False, False]
     assert seen.awake == {"svc_chat": True}
+    assert parse(INFO, STAT, STATE, "0x1 svc_chat unknown\n").awake == {"svc_chat": None}
     assert parse(INFO, STAT, STATE, "Unknown map identifier.\n").awake == {}
 
 
@@ -97,7 +100,7 @@ def fake(tmp_path):
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
-    yield HAProxy(str(tmp_path / "admin.sock")), commands, answers
+    yield HAProxy(str(tmp_path / "admin.sock"), "awake.map"), commands, answers
     listener.shutdown(socket.SHUT_RDWR)
     listener.close()
     thread.join(5)
@@ -111,7 +114,19 @@ def test_a_server_is_added_checked_and_made_ready(fake):
     assert added.startswith("add server svc_chat/j7r0p20000 [fd00::1]:20000 id 1000 check ")
     assert added.endswith(" maxconn 8 weight 100")
     haproxy.ready("svc_chat", "j7r0p20000")
-    assert ready == ["enable health svc_chat/j7r0p20000", "set server svc_chat/j7r0p20000 state ready"] == commands[1].split("; ")
+    assert ready == commands[1].split("; ")
+    assert ready == [
+        "add map awake.map svc_chat/j7r0p20000 1",
+        "enable health svc_chat/j7r0p20000",
+        "set server svc_chat/j7r0p20000 state ready",
+    ]
+
+
+def test_a_server_that_is_removed_is_no_longer_listed(fake):
+    haproxy, commands, answers = fake
+    answers["del server"] = "Server deleted."
+    haproxy.remove("svc_chat", "j7r0p20000")
+    assert commands[1:] == ["del server svc_chat/j7r0p20000", "del map awake.map svc_chat/j7r0p20000"]
 
 
 def test_a_refusal_is_an_error_that_says_what_haproxy_said(fake):

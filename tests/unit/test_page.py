@@ -10,7 +10,7 @@ import pytest
 from ptolemy import page
 from ptolemy.config import Canary
 from ptolemy.failures import Failure
-from ptolemy.haproxy import Gate
+from ptolemy.gateway import Gate
 from ptolemy.page import document, for_operators
 from ptolemy.trends import KEPT, Trends
 from statuses import BOTH, CHAT, NOW, seen

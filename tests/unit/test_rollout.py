@@ -13,8 +13,8 @@ from ptolemy import backends, controller, rollout
 from ptolemy.canary import Trial
 from ptolemy.config import Canary, parse
 from ptolemy.errors import ConfigError, PtolemyError
+from ptolemy.gateway import WEIGHT
 from ptolemy.golden import SMOKE, cases, examine
-from ptolemy.haproxy import WEIGHT
 from ptolemy.memory import Memory
 from ptolemy.replicas import Seen, plan
 from ptolemy.status import describe, render

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ptolemy.config import Config, Service, Site
-from ptolemy.haproxy import Endpoint, Gateway, Server
+from ptolemy.gateway import Endpoint, Gateway, Server
 from ptolemy.record import READY, Record
 from ptolemy.slurm import Job, Node
 
