@@ -280,6 +280,15 @@ def test_term_does_not_wait_longer_than_the_grace(run, node):
     assert "with 4 requests unfinished" in runner.log()
 
 
+def test_a_server_that_is_too_busy_to_tell_is_not_taken_for_idle(run, node):
+    runner = run(stop_grace=1)
+    runner.until_state("ready")
+    (node / "stuck").touch()
+    runner.process.send_signal(signal.SIGTERM)
+    assert runner.process.wait(DEADLINE) == 0
+    assert "with 4 requests unfinished" in runner.log()
+
+
 def test_while_slurm_is_away_it_serves_and_publishes_later(run, node):
     (node / "slurm-away").touch()
     runner = run()
