@@ -149,15 +149,15 @@ def test_a_replica_that_is_no_longer_wanted_finishes_its_queue_first(cluster):
 def test_a_reload_of_the_gateway_loses_no_prompt(cluster):
     async def scenario() -> list[int]:
         async with painter(cluster) as user:
-            painting = asyncio.gather(*(user.poll(color, 4 * SECONDS) for color in range(8)))
-            await asyncio.to_thread(cluster.until, lambda: cluster.service("draw")["in_flight"] >= 6, "prompts under way")
+            painting = asyncio.gather(*(user.poll(color, SECONDS) for color in range(PROMPTS)))
+            await asyncio.to_thread(cluster.until, lambda: cluster.service("draw")["in_flight"] >= PROMPTS // 3, "prompts under way")
             for _ in range(2):
                 await asyncio.to_thread(cluster.run, "head", "systemctl", "reload", "haproxy")
                 await asyncio.to_thread(cluster.until, lambda: len(cluster.service("draw")["servers"]) == 2, "both instances are there again")
             return await painting
 
     with instances(cluster, 2):
-        assert asyncio.run(scenario()) == list(range(8))
+        assert asyncio.run(scenario()) == list(range(PROMPTS))
 
 
 def test_nobody_reaches_an_instance_without_its_key(cluster):

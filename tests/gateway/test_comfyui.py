@@ -189,6 +189,24 @@ def test_nothing_is_reachable_without_a_key(gateway: Gateway, instances: Any, pa
     assert run(gateway, lambda user: user.send("GET", path), key="sk-wrong")[0] == 401
 
 
+@pytest.mark.parametrize("path", ["/interrupt", "/queue"])
+def test_a_prompts_id_cannot_add_headers_to_the_request(gateway: Gateway, stub: Any, client: Any, path: str) -> None:
+    async def scenario() -> list[dict[str, Any]]:
+        async with stub() as instance, client(gateway) as user:
+            name = f"j7r0p{instance.port}"
+            forged = f"{name}\r\nx-fake: yes_1"
+            # Before anybody knows who is there, it goes round inside HAProxy as a header.
+            asking = asyncio.create_task(user.send(f"/m/draw{path}", {"prompt_id": forged, "delete": [forged]}))
+            await asyncio.sleep(1)
+            gateway.add("draw", name, instance.port)
+            await asking
+            asked: list[dict[str, Any]] = instance.requests
+            return [it for it in asked if it["path"] != "/prompt"]
+
+    (asked,) = asyncio.run(scenario())
+    assert "x-fake" not in {name.lower() for name in asked["headers"]}
+
+
 def status_of(port: int, path: str) -> int:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
