@@ -62,6 +62,10 @@ def instances(cluster, count):
         yield
 
 
+async def under_way(cluster) -> None:
+    await asyncio.to_thread(cluster.until, lambda: cluster.service("draw")["in_flight"] >= PROMPTS // 3, "prompts under way")
+
+
 @pytest.mark.parametrize("way", ["paint", "poll"])
 def test_the_first_prompt_wakes_a_sleeping_service_which_sleeps_again(asleep, way):
     async def scenario() -> int:
@@ -117,7 +121,7 @@ def test_nobodys_picture_is_lost_or_anothers_when_one_of_three_replicas_ends(clu
     async def scenario() -> list[int]:
         async with painter(cluster) as user:
             painting = asyncio.gather(*(one(user, color) for color in range(PROMPTS)))
-            await asyncio.to_thread(cluster.until, lambda: cluster.service("draw")["in_flight"] >= PROMPTS // 3, "prompts under way")
+            await under_way(cluster)
             await asyncio.to_thread(end_one, cluster, how)
             return await painting
 
@@ -134,15 +138,15 @@ def test_nobodys_picture_is_lost_or_anothers_when_one_of_three_replicas_ends(clu
 def test_a_replica_that_is_no_longer_wanted_finishes_its_queue_first(cluster):
     async def scenario() -> list[int]:
         async with painter(cluster) as user:
-            painting = asyncio.gather(*(user.poll(color, 4 * SECONDS) for color in range(8)))
-            await asyncio.to_thread(cluster.until, lambda: cluster.service("draw")["in_flight"] >= 6, "prompts under way")
+            painting = asyncio.gather(*(user.poll(color, SECONDS) for color in range(PROMPTS)))
+            await under_way(cluster)
             with cluster.service_as("draw", min=1, max=1, opportunistic=0):
                 colors = await painting
                 await asyncio.to_thread(cluster.until, lambda: len(cluster.jobs("draw")) == 1, "one replica left", 60)
             return colors
 
     with instances(cluster, 2):
-        assert asyncio.run(scenario()) == list(range(8))
+        assert asyncio.run(scenario()) == list(range(PROMPTS))
 
 
 @pytest.mark.bookworm
@@ -150,7 +154,7 @@ def test_a_reload_of_the_gateway_loses_no_prompt(cluster):
     async def scenario() -> list[int]:
         async with painter(cluster) as user:
             painting = asyncio.gather(*(user.poll(color, SECONDS) for color in range(PROMPTS)))
-            await asyncio.to_thread(cluster.until, lambda: cluster.service("draw")["in_flight"] >= PROMPTS // 3, "prompts under way")
+            await under_way(cluster)
             for _ in range(2):
                 await asyncio.to_thread(cluster.run, "head", "systemctl", "reload", "haproxy")
                 await asyncio.to_thread(cluster.until, lambda: len(cluster.service("draw")["servers"]) == 2, "both instances are there again")
