@@ -157,7 +157,7 @@ def test_a_reload_of_the_gateway_loses_no_prompt(cluster):
             await under_way(cluster)
             for _ in range(2):
                 await asyncio.to_thread(cluster.run, "head", "systemctl", "reload", "haproxy")
-                await asyncio.to_thread(cluster.until, lambda: len(cluster.service("draw")["servers"]) == 2, "both instances are there again")
+                await asyncio.to_thread(cluster.until, lambda: len(cluster.service("draw")["servers"]) == 2, "both are there again")
             return await painting
 
     with instances(cluster, 2):
