@@ -75,13 +75,13 @@ def test_a_rollout_and_its_rollback_under_load_lose_nothing(cluster):
     assert rolled_back.changed
 
 
-@pytest.mark.bookworm
+@pytest.mark.trixie
 def test_a_rollout_without_a_change_changes_nothing(cluster):
     rollout = playbook("rollout", **QUICKLY)
     assert rollout.changed == 0, rollout.shown
 
 
-@pytest.mark.bookworm
+@pytest.mark.trixie
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -103,7 +103,7 @@ def test_a_rollout_that_fails_leaves_the_old_revision_serving(cluster, tmp_path,
     assert cluster.run("head", "cat", "/etc/ptolemy/services.json") == services
 
 
-@pytest.mark.bookworm
+@pytest.mark.trixie
 def test_a_file_with_another_checksum_never_gets_to_a_replica(cluster, tmp_path):
     path = tmp_path / "wrong.gguf"
     path.write_bytes((RELEASE / "ptolemy-demo-q4_0.gguf").read_bytes()[:-1] + b"x")
@@ -115,7 +115,7 @@ def test_a_file_with_another_checksum_never_gets_to_a_replica(cluster, tmp_path)
     assert cluster.run("n1", "sh", "-c", "ls -A /var/lib/ptolemy/models | grep wrong.gguf$", check=False) == ""
 
 
-@pytest.mark.bookworm
+@pytest.mark.trixie
 def test_a_service_that_does_not_fit_into_its_gpu_gets_no_canary(cluster):
     status, shown = try_playbook(
         "rollout", **QUICKLY, lab_demo_model="demo-q4", ptolemy_gpu_memory=dict.fromkeys(("gpu", "scavenge"), "500M")
@@ -125,7 +125,7 @@ def test_a_service_that_does_not_fit_into_its_gpu_gets_no_canary(cluster):
     assert cluster.service("demo")["canary"] is None
 
 
-@pytest.mark.bookworm
+@pytest.mark.trixie
 def test_a_rollout_that_was_interrupted_holds_site_yml_back_and_is_undone(cluster):
     """As after Ctrl-C: the canary is there, and no playbook."""
     before = cluster.service("demo")
