@@ -8,6 +8,7 @@ import json
 import signal
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,17 @@ import aiohttp
 import pytest
 
 from comfyui_client import Painter, color_of, workflow
-from comfyui_instances import SLOW, run
+from comfyui_instances import SLOW, Instance, run
 from conftest import until
 from local_gateway import Gateway
 from ptolemy.gateway import Endpoint
+
+
+async def painted(user: Painter, instances: Sequence[Instance], count: int) -> list[str]:
+    """The ids of so many prompts, of the colours 0, 1, 2 ..., all of them done."""
+    prompts = [await user.prompt(color) for color in range(count)]
+    await until(lambda: not any(it.remaining() for it in instances), "all are done")
+    return prompts
 
 
 def test_everybody_gets_the_own_picture_over_three_instances(gateway: Gateway, instances: Any) -> None:
@@ -236,8 +244,7 @@ def test_an_instance_too_busy_for_its_health_checks_keeps_its_prompts(gateway: G
     instance = instances()
 
     async def scenario(user: Painter) -> list[int]:
-        prompts = [await user.prompt(color) for color in range(6)]
-        await until(lambda: not instance.remaining(), "all are done")
+        prompts = await painted(user, [instance], 6)
         instance.process.send_signal(signal.SIGSTOP)
         await until(lambda: gateway.servers("draw")[instance.name].startswith("DOWN"), "it is down", 20)
         gateway.ptolemyd.wake("svc_draw", False)
@@ -273,12 +280,7 @@ def test_only_prompts_count_against_a_keys_limits(gateway: Gateway, instances: A
 def test_a_prompts_calls_find_its_instance_after_a_reload(gateway: Gateway, instances: Any) -> None:
     both = [instances(), instances()]
 
-    async def scenario(user: Painter) -> list[str]:
-        prompts = [await user.prompt(color) for color in range(6)]
-        await until(lambda: not any(it.remaining() for it in both), "all are done")
-        return prompts
-
-    prompts = run(gateway, scenario)
+    prompts = run(gateway, lambda user: painted(user, both, 6))
     gateway.reload()
     for it in both:
         gateway.add("draw", it.name, it.port, slots=1000)
@@ -292,14 +294,8 @@ def test_a_prompts_calls_find_its_instance_after_a_reload(gateway: Gateway, inst
 
 @pytest.mark.parametrize("there", [True, False])
 def test_after_a_reload_a_picture_is_waited_for_until_it_is_known_who_has_it(gateway: Gateway, instances: Any, there: bool) -> None:
-    first, second = instances(), instances()
-
-    async def before(user: Painter) -> list[str]:
-        prompts = [await user.prompt(color) for color in range(4)]
-        await until(lambda: not first.remaining() and not second.remaining(), "all are done")
-        return prompts
-
-    prompts = run(gateway, before)
+    both = [instances(), instances()]
+    prompts = run(gateway, lambda user: painted(user, both, 4))
     gateway.reload()
 
     async def after(user: Painter) -> list[int]:
@@ -307,7 +303,7 @@ def test_after_a_reload_a_picture_is_waited_for_until_it_is_known_who_has_it(gat
         await asyncio.sleep(1.5)  # they go round three times
         assert not waiting.done()
         assert gateway.queued("draw") == 0  # what waits in the service's queue would wake it, and end at any instance
-        for it in (first, second) if there else ():
+        for it in both if there else ():
             gateway.ptolemyd.add(Endpoint("svc_draw", it.name, "127.0.0.1", it.port, 1000), it.port)
         gateway.ptolemyd.wake("svc_draw", there)
         return [status for status, _ in await waiting]
