@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import tempfile
 import time
 from base64 import b64decode
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from selenium.webdriver.remote.webelement import WebElement
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or ""
 DRIVER = os.environ.get("CHROMEDRIVER") or shutil.which("chromedriver") or ""
+PATIENCE = 180  # seconds; a page that takes two on a quiet machine took 23 beside 24 busy loops, and CI runs two labs on two cores
 
 
 class Browser:
@@ -46,21 +48,28 @@ class Browser:
         """The visible text of the first such element; nothing where there is none."""
         return self.run("(document.querySelector(arguments[0]) || {}).innerText || ''", css)
 
-    def until(self, condition: Callable[[], Any], what: str, timeout: float = 60) -> Any:
+    def until(self, condition: Callable[[], Any], what: str, timeout: float = PATIENCE) -> Any:
         """Wait for a condition; returns what it came to."""
         deadline = time.monotonic() + timeout
         while True:
             with contextlib.suppress(WebDriverException):  # an element may go while it is looked at
                 if found := condition():
                     return found
-            assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}; the page says: {self.text()[-1500:]} {self.complaints}"
+            assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}; {self.state()}"
             time.sleep(0.1)
 
-    def shows(self, pattern: str, css: str = "body", timeout: float = 60) -> None:
+    def state(self) -> str:
+        """What a person needs who was not there, in one line: pytest's summary and CI's show no more."""
+        slow = self.run(
+            "performance.getEntries().filter(e => e.duration > 3000).map(e => `${new URL(e.name).pathname} ${Math.round(e.duration)} ms`)"
+        )
+        return f"at {self.driver.current_url}, slow: {slow}, complaints: {self.complaints}, text: {' '.join(self.text().split())[-1500:]}"
+
+    def shows(self, pattern: str, css: str = "body", timeout: float = PATIENCE) -> None:
         """Wait until an element's text matches."""
         self.until(lambda: re.search(pattern, self.text(css)), f"{css} shows {pattern!r}", timeout)
 
-    def click(self, css: str, text: str = "", timeout: float = 60) -> None:
+    def click(self, css: str, text: str = "", timeout: float = PATIENCE) -> None:
         """Click the first such element with that text, once it is there."""
 
         def done() -> bool:
@@ -111,8 +120,10 @@ def chromium(origin: str) -> Iterator[Browser]:
     ):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, Service(DRIVER))
-    try:
-        yield Browser(driver, origin)
-    finally:
-        driver.quit()
+    # Both leave files in the folder for temporary ones, also when they end well.
+    with tempfile.TemporaryDirectory() as folder:
+        driver = webdriver.Chrome(options, Service(DRIVER, env={**os.environ, "TMPDIR": folder}))
+        try:
+            yield Browser(driver, origin)
+        finally:
+            driver.quit()
