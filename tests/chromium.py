@@ -63,7 +63,7 @@ class Browser:
         slow = self.run(
             "performance.getEntries().filter(e => e.duration > 3000).map(e => `${new URL(e.name).pathname} ${Math.round(e.duration)} ms`)"
         )
-        return f"at {self.driver.current_url}, slow: {slow}, complaints: {self.complaints}, text: {' '.join(self.text().split())[-1500:]}"
+        return f"at {self.driver.current_url}: {' '.join(self.text().split())[-300:]!r}; slow: {slow}; complaints: {self.complaints}"
 
     def shows(self, pattern: str, css: str = "body", timeout: float = PATIENCE) -> None:
         """Wait until an element's text matches."""

@@ -63,7 +63,7 @@ def test_a_key_that_was_lost_from_haproxy_is_given_back(cluster, batch_key):
             except openai.AuthenticationError:
                 return None
 
-        cluster.until(answered, "ptolemyd has brought the map in step", 10)
+        cluster.until(answered, "ptolemyd has brought the map in step")
 
 
 def test_a_gate_leaves_slots_while_somebody_chats(cluster, batch_key):

@@ -43,7 +43,7 @@ def test_a_month_has_each_users_requests_gpu_hours_and_tokens(cluster):
         found = [row for row in rows(cluster) if row["user"] == user]
         return found if found and int(found[0]["requests"]) == asked and float(found[0]["tokens_generated"]) else None
 
-    cluster.until(mine, "all requests are in the month", 20)
+    cluster.until(mine, "all requests are in the month")
     (row,) = mine()
     assert (row["service"], row["tier"], row["failed"]) == ("demo", "batch", "0")
     assert float(row["slot_seconds"]) > 0 and float(row["gpu_hours"]) > 0 and float(row["tokens_read"]) > 0

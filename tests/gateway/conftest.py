@@ -21,7 +21,7 @@ from comfyui_instances import Instance
 from local_gateway import API_KEY, HAPROXY, Gateway, render
 
 
-async def until(condition: Callable[[], object], what: str, seconds: float = 15) -> None:
+async def until(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
     """Wait for a condition, without blocking the stubs."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -246,7 +246,7 @@ def test_an_instance_too_busy_for_its_health_checks_keeps_its_prompts(gateway: G
     async def scenario(user: Painter) -> list[int]:
         prompts = await painted(user, [instance], 6)
         instance.process.send_signal(signal.SIGSTOP)
-        await until(lambda: gateway.servers("draw")[instance.name].startswith("DOWN"), "it is down", 20)
+        await until(lambda: gateway.servers("draw")[instance.name].startswith("DOWN"), "it is down")
         gateway.ptolemyd.wake("svc_draw", False)
         waiting = asyncio.gather(*(user.result(prompt) for prompt in prompts))
         await until(lambda: gateway.busy("draw", instance.name) == 6, "they wait for it")

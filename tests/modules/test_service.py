@@ -22,7 +22,7 @@ def test_a_service_is_stopped_and_gets_its_size_back(cluster):
     try:
         stopped = service(cluster, name="nap", state="stopped")
         assert (stopped["changed"], stopped["after"]["nap"]["max"]) == (True, 0)
-        cluster.until(lambda: cluster.service("nap")["state"] == "off", "ptolemyd takes it up", 10)
+        cluster.until(lambda: cluster.service("nap")["state"] == "off", "ptolemyd takes it up")
         assert not service(cluster, name="nap", replicas=0)["changed"]
     finally:
         back = service(cluster, name="nap", min=0, max=3, opportunistic=1)

@@ -100,7 +100,7 @@ def test_grafana_gets_prometheus_and_the_dashboards(cluster):
         provider = yaml.safe_load(cluster.run("head", "cat", "/etc/grafana/provisioning/dashboards/ptolemy.yml"))["providers"][0]
         assert cluster.run("head", "ls", provider["options"]["path"]).split() == [path.name for path in FILES]
         assert cluster.run("head", "systemctl", "is-active", "grafana-server").strip() == "active"
-        cluster.until(lambda: "127.0.0.1:3001" in cluster.run("head", "ss", "-Hltn", "sport = :3001"), "it listens on the loopback", 20)
+        cluster.until(lambda: "127.0.0.1:3001" in cluster.run("head", "ss", "-Hltn", "sport = :3001"), "it listens on the loopback")
         assert playbook("monitoring", "--limit", "head", **wanted, monitoring_grafana_sha256=checksum).changed == 0
     finally:
         cluster.run("head", "sh", "-c", AWAY, check=False, timeout=120)

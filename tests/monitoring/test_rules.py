@@ -36,7 +36,7 @@ def test_the_rules_that_run_are_those_and_none_fails(shared, prometheus):
         rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
         return all(rule["health"] == "ok" for rule in rules)
 
-    shared.until(evaluated, "every rule evaluated without an error", 30)
+    shared.until(evaluated, "every rule evaluated without an error")
 
 
 def test_nothing_fires_in_a_healthy_lab_but_for_a_full_disk_of_the_machine(cluster, prometheus):

@@ -113,7 +113,7 @@ class Prompts:
 
     def until(self, cluster: Cluster, text: str) -> None:
         """Wait for a text: what the wire had is read a moment later."""
-        cluster.until(lambda: self.have(text), f"{text!r} in a prompt", 10)
+        cluster.until(lambda: self.have(text), f"{text!r} in a prompt")
 
 
 @contextlib.contextmanager

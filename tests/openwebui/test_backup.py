@@ -25,7 +25,7 @@ def test_the_user_the_chat_and_the_knowledge_are_back(cluster, person, url, secr
         assert admin.get("/api/v1/users/")["total"] == 1
 
     playbook("restore", backup="/var/backups/openwebui/test.tar")
-    cluster.until(lambda: ready(url), "people reach it again", 10)
+    cluster.until(lambda: ready(url), "people reach it again")
     # The session, too, is as before: the same secret key, the same user.
     assert person.get(f"/api/v1/chats/{chat}")["title"] == code
     with prompts_on_the_wire(cluster) as prompts:

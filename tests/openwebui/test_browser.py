@@ -143,7 +143,7 @@ def no_replica_comes(cluster):
     try:
         with cluster.service_as("demo", sbatch_options=["--begin=now+1hour"]):
             end()
-            cluster.until(lambda: not cluster.service("demo")["servers"], "no server is left", 30)
+            cluster.until(lambda: not cluster.service("demo")["servers"], "no server is left")
             yield
     finally:
         end()

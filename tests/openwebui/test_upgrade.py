@@ -44,7 +44,7 @@ def test_a_version_that_does_not_start_gives_way_to_the_old_one_and_nothing_is_l
     assert "it ends as often as it is started" in str(failed.value)
     assert f"{before.rsplit('/', 1)[1]} serves, with its data as before" in str(failed.value)
     assert current(cluster) == before
-    cluster.until(lambda: ready(url), "people reach it again", 10)
+    cluster.until(lambda: ready(url), "people reach it again")
     assert person.get(f"/api/v1/chats/{chat}")["title"] == "kept"
     assert playbook("openwebui").changed == 0
 
@@ -61,7 +61,7 @@ def test_the_version_before_becomes_this_one_with_its_data(cluster, url, secrets
             chat = admin.post("/api/v1/chats/new", json={"chat": {"title": "kept", "models": ["demo"], "messages": []}})["id"]
 
             playbook("openwebui")
-            cluster.until(lambda: ready(url), "people reach it again", 10)
+            cluster.until(lambda: ready(url), "people reach it again")
             # With the session of before.
             assert admin.get("/api/version")["version"] == version(LOCK)
             assert admin.get(f"/api/v1/chats/{chat}")["title"] == "kept"
