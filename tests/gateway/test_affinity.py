@@ -141,7 +141,7 @@ def test_one_template_in_all_requests_warms_every_server(gateway: Any, client: A
             await asyncio.gather(*(home(user, "example", 1) for _ in range(300)))
             share = [len(stub.requests) / 300 for stub in stubs.values()]
             assert min(share) > 0.15, share
-            assert max(stub.most for stub in stubs.values()) <= 30
+            assert max(stub.most for stub in stubs.values()) <= 31, "their slots, and what two threads of HAProxy let through at once"
 
         async with servers(gateway, slots=90, delay=0.1) as stubs, client(gateway) as user:
             await home(user, "example", 0)
