@@ -11,10 +11,11 @@ import os
 import re
 import subprocess
 import sys
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 from . import gguf
 from .catalogue import SHARD, ModelFile
+from .download import noted, write_note
 from .errors import ConfigError, GgufError, PtolemyError
 from .gguf_header import FILE_TYPES
 from .model_files import Store, digest_of, gigabytes, read_stamp, write_stamp
@@ -55,11 +56,12 @@ class Quantizer:
         program: llama-quantize's path.
         directory: where the model lies, and where the new files come.
         file: the model's file, or its first shard.
+        sha256: its checksum, or those of its shards.
         threads: of llama-quantize.
     """
 
-    def __init__(self, program: str, directory: str, file: str, threads: int) -> None:
-        self._program, self._file, self._threads = program, os.path.join(directory, file), threads
+    def __init__(self, program: str, directory: str, file: str, sha256: str | Sequence[str], threads: int) -> None:
+        self._program, self._file, self._sha256, self._threads = program, os.path.join(directory, file), sha256, threads
         self._store = Store(directory)
         try:
             header = gguf.read_header(self._file)
@@ -68,19 +70,22 @@ class Quantizer:
         if header.quantisation not in FULL:
             what = f"is quantised already ({header.quantisation}), and a second time costs quality"
             raise QuantizeError(f"{self._file}: {what}; take the file in {', '.join(FULL)}")
+        if read_stamp(self._file) not in ("", sha256 if isinstance(sha256, str) else sha256[0]):
+            raise QuantizeError(f"{self._file}: is not what the catalogue has; run site.yml, which brings that")
 
     def make(self, kind: str) -> ModelFile:
         """Make one quantisation, unless it is there. Raises QuantizeError or FetchError."""
         name = renamed(os.path.basename(self._file), kind)
         path = os.path.join(os.path.dirname(self._file), name)
         if os.path.exists(path):
-            return self._made(name, path, kind, read_stamp(path) or digest_of(path))
+            return self._found(name, path, kind)
         with self._store.locked(ModelFile(name, "", "")) as stream:
             if not os.path.exists(path):  # another job may have made it meanwhile
                 try:
                     self._run(stream.name, kind)
                     digest = digest_of(stream.name)
                     self._made(name, stream.name, kind, digest)
+                    write_note(_hidden(path), self._origin(digest))
                     self._store.install(stream.name, path)
                 except BaseException:
                     with contextlib.suppress(OSError):
@@ -88,7 +93,18 @@ class Quantizer:
                     raise
                 write_stamp(path, digest)
                 say(f"{name}: {gigabytes(os.stat(path).st_size)} GB")
-        return self._made(name, path, kind, read_stamp(path) or digest_of(path))
+        return self._found(name, path, kind)
+
+    def _found(self, name: str, path: str, kind: str) -> ModelFile:
+        """A file that is there: one of that name may be of an older model, or somebody else's."""
+        digest = read_stamp(path) or digest_of(path)
+        if noted(_hidden(path)) != self._origin(digest):
+            what = f"was not made of {self._file} as the catalogue has that now"
+            raise QuantizeError(f"{path}: {what}; leave {kind} out, or remove it once nothing serves it, and run again")
+        return self._made(name, path, kind, digest)
+
+    def _origin(self, digest: str) -> dict[str, object]:
+        return {"sha256": digest, "made_of": self._sha256}
 
     def _made(self, name: str, path: str, kind: str, digest: str) -> ModelFile:
         """The file, which must be what was asked for."""
@@ -116,6 +132,11 @@ class Quantizer:
             raise QuantizeError(f"llama-quantize failed with {process.returncode}: {one_line(' | '.join(last), 600)}")
 
 
+def _hidden(path: str) -> str:
+    """Whose note says what a quantisation was made of."""
+    return os.path.join(os.path.dirname(path), f".{os.path.basename(path)}")
+
+
 def entries(spec: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """Make all quantisations that a spec asks for, and return the catalogue's entries for them.
 
@@ -126,7 +147,7 @@ def entries(spec: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         PtolemyError: one could not be made; those before it stay, and are not made again.
     """
     entry, wanted = spec["entry"], kinds(spec["types"])
-    quantizer = Quantizer(spec["program"], spec["directory"], entry["file"], int(spec["threads"]))
+    quantizer = Quantizer(spec["program"], spec["directory"], entry["file"], entry["sha256"], int(spec["threads"]))
     found = {}
     for kind in wanted:
         made = quantizer.make(kind)

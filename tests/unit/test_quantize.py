@@ -15,6 +15,7 @@ import gguf_files
 from ptolemy import quantize
 from ptolemy.catalogue import files
 from ptolemy.errors import ConfigError, PtolemyError
+from ptolemy.model_files import write_stamp
 from ptolemy.quantize import entries, kinds, renamed
 
 CHECKOUT = Path(__file__).parents[2]
@@ -61,7 +62,8 @@ def test_the_entries_are_right_ones_of_the_catalogue_and_a_second_run_makes_noth
     assert (file.file, file.source) == ("Demo-Q8_0.gguf", f"file://{spec['directory']}/Demo-Q8_0.gguf")
     assert file.sha256 == hashlib.sha256(made(Q8_0)).hexdigest()
     assert found["demo-q5_k_m"]["licence"] == "MIT"
-    assert names(spec) == [".Demo-Q5_K_M.gguf.sha256", ".Demo-Q8_0.gguf.sha256", "Demo-F16.gguf", "Demo-Q5_K_M.gguf", "Demo-Q8_0.gguf"]
+    notes = [f".Demo-{kind}.gguf.{ending}" for kind in ("Q5_K_M", "Q8_0") for ending in ("json", "sha256")]
+    assert names(spec) == [*notes, "Demo-F16.gguf", "Demo-Q5_K_M.gguf", "Demo-Q8_0.gguf"]
     assert entries(spec) == found
     assert runs(spec) == ["Q8_0", "Q5_K_M"]
 
@@ -81,6 +83,28 @@ def test_what_is_not_what_was_asked_for_gets_no_name(spec):
     with pytest.raises(PtolemyError, match=r"is Q5_K_M .* not a whole Q8_0"):
         entries(spec)
     assert names(spec) == ["Demo-F16.gguf"]
+
+
+@pytest.mark.parametrize("other", ["model", "file"])
+def test_what_was_made_of_another_model_is_not_taken(spec, other):
+    entries(spec)
+    if other == "model":
+        spec["entry"]["sha256"] = "1" * 64
+    else:  # somebody fetched one of that name
+        (Path(spec["directory"]) / "Demo-Q8_0.gguf").write_bytes(made(Q8_0) + b"x")
+    with pytest.raises(PtolemyError, match=r"Demo-Q8_0\.gguf: was not made of .*Demo-F16\.gguf .*; leave Q8_0 out, or remove it"):
+        entries(spec)
+    assert runs(spec) == ["Q8_0", "Q5_K_M"]
+    (Path(spec["directory"]) / "Demo-Q8_0.gguf").unlink()
+    spec["types"] = "Q8_0"
+    assert list(entries(spec)) == ["demo-q8_0"]
+
+
+def test_a_model_that_the_catalogue_no_longer_has_is_not_quantised(spec):
+    write_stamp(f"{spec['directory']}/Demo-F16.gguf", "0" * 64)
+    spec["entry"]["sha256"] = ["1" * 64, "2" * 64]
+    with pytest.raises(PtolemyError, match=r"Demo-F16\.gguf: is not what the catalogue has; run site\.yml"):
+        entries(spec)
 
 
 def test_a_quantised_model_is_not_quantised_again(spec):
