@@ -112,7 +112,7 @@ class Cluster:
                 return int(row.split(",")[7])
         return 0
 
-    def until(self, condition, what: str, timeout: float = 60) -> float:
+    def until(self, condition, what: str, timeout: float = 180) -> float:
         """Wait for a condition; returns the seconds it took."""
         began = time.monotonic()
         while True:
@@ -128,7 +128,7 @@ class Cluster:
         """The ids of a service's replicas."""
         return [row["job"] for row in self.service(service)["replicas"]]
 
-    def until_ready(self, timeout: float = 120) -> None:
+    def until_ready(self, timeout: float = 180) -> None:
         """Wait until every service has all its replicas, and nothing else is left, as seen after the last command on a host."""
 
         def settled() -> bool:

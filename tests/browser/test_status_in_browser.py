@@ -93,13 +93,13 @@ def test_an_outage_is_seen_and_old_numbers_are_not_shown_as_new_ones(cluster, pa
         page.shows(r"What follows is from", "#age")
         assert page.run("document.querySelector('main').classList.contains('old')")
         cluster.run("head", "systemctl", "start", "ptolemyd")
-        page.shows("services answer", "#headline", 90)
+        page.shows("services answer", "#headline")
         assert not page.run("document.querySelector('main').classList.contains('old')")
 
         cluster.run("head", "systemctl", "stop", "slurmctld")
-        page.shows(r"This is not up to date: Slurm", "#headline", 90)
+        page.shows(r"This is not up to date: Slurm", "#headline")
         cluster.run("head", "systemctl", "start", "slurmctld")
-        page.shows("services answer", "#headline", 90)
+        page.shows("services answer", "#headline")
     finally:
         cluster.run("head", "systemctl", "start", "ptolemyd", "slurmctld")
 

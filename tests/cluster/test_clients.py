@@ -58,7 +58,7 @@ def embed(shared):
     """The embedding service sleeps, wakes when it is asked, and sleeps again after the last of these tests."""
     yield "embed"
     with shared.service_as("embed", scale_in_delay=1):
-        shared.until(lambda: not shared.jobs("embed"), "embed sleeps again", 120)
+        shared.until(lambda: not shared.jobs("embed"), "embed sleeps again")
 
 
 @pytest.fixture(scope="module")

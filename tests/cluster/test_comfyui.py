@@ -45,7 +45,7 @@ async def painter(cluster) -> AsyncIterator[Painter]:
 @pytest.fixture
 def asleep(cluster):
     with cluster.service_as("draw", scale_in_delay=5):
-        cluster.until(lambda: not cluster.jobs("draw"), "draw sleeps", 120)
+        cluster.until(lambda: not cluster.jobs("draw"), "draw sleeps")
         yield cluster
 
 
@@ -73,7 +73,7 @@ def test_the_first_prompt_wakes_a_sleeping_service_which_sleeps_again(asleep, wa
             return await getattr(user, way)(0xC0FFEE)
 
     assert asyncio.run(scenario()) == 0xC0FFEE
-    asleep.until(lambda: not asleep.jobs("draw") and asleep.service("draw")["state"] == "asleep", "it sleeps again", 60)
+    asleep.until(lambda: not asleep.jobs("draw") and asleep.service("draw")["state"] == "asleep", "it sleeps again")
     for host in ("n1", "n2"):
         assert asleep.run(host, "ls", "/var/lib/ptolemy/comfyui") == ""
 
@@ -142,7 +142,7 @@ def test_a_replica_that_is_no_longer_wanted_finishes_its_queue_first(cluster):
             await under_way(cluster)
             with cluster.service_as("draw", min=1, max=1, opportunistic=0):
                 colors = await painting
-                await asyncio.to_thread(cluster.until, lambda: len(cluster.jobs("draw")) == 1, "one replica left", 60)
+                await asyncio.to_thread(cluster.until, lambda: len(cluster.jobs("draw")) == 1, "one replica left")
             return colors
 
     with instances(cluster, 2):

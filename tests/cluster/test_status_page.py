@@ -76,7 +76,7 @@ def test_tokens_and_the_first_ones_time_are_told_while_somebody_asks(cluster):
             lately = service(shown(cluster))["lately"]
             return (lately["tokens_per_s"] or 0) > 0 and 0 < (lately["first_token_s"] or 0) < 60 and lately["requests_per_s"] > 0
 
-        cluster.until(told, "tokens, their time and requests", 90)
+        cluster.until(told, "tokens, their time and requests")
         cluster.until(lambda: service(shown(cluster))["slots"]["busy"] > 0, "busy slots")
 
 

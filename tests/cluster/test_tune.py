@@ -43,7 +43,7 @@ def test_what_was_tuned_is_no_worse_than_the_present_setting_and_the_gateway_app
 
     try:
         playbook("gateway", "--extra-vars", f"@{file}")
-        cluster.until(lambda: _runs(cluster.service("demo"), tuned), "replicas of the tuned revision", 180)
+        cluster.until(lambda: _runs(cluster.service("demo"), tuned), "replicas of the tuned revision")
         cluster.until_ready()
         slots = [row["slots"] for row in cluster.service("demo")["servers"]]
         assert slots == [tuned["slots"]] * (2 * tuned["servers_per_gpu"])

@@ -40,7 +40,7 @@ async def send(cluster, service, number, tokens):
 def asleep(cluster):
     """The service `nap`, sleeping."""
     with cluster.service_as("nap", scale_in_delay=2):
-        cluster.until(lambda: not cluster.jobs("nap"), "nap sleeps", 120)
+        cluster.until(lambda: not cluster.jobs("nap"), "nap sleeps")
     return cluster
 
 
@@ -85,7 +85,7 @@ def test_a_queue_brings_more_replicas_and_they_go_when_it_is_over(asleep):
         assert most == 3
         extra = [row for row in asleep.service("nap")["replicas"] if row["opportunistic"]]
         assert len(extra) <= 1
-        asleep.until(lambda: not asleep.jobs("nap"), "nap sleeps again", 60)
+        asleep.until(lambda: not asleep.jobs("nap"), "nap sleeps again")
 
 
 async def with_watch(cluster, service):
@@ -136,5 +136,5 @@ def test_a_new_replica_takes_its_share_of_a_queue_within_a_second_of_its_record(
 def later_job(cluster):
     """The second replica of nap, as soon as it runs."""
     running = lambda: cluster.run("head", "squeue", "-h", "-n", "ptolemy-nap", "-t", "RUNNING", "-o", "%A").split()  # noqa: E731
-    cluster.until(lambda: len(running()) >= 2, "a second replica", 60)
+    cluster.until(lambda: len(running()) >= 2, "a second replica")
     return max(map(int, running()))

@@ -68,7 +68,7 @@ def test_a_dashboards_query_returns_data(shared, traffic, prometheus, query):
         # NaN is what a mean of nothing is.
         return any(sample["value"][1] not in ("NaN", "+Inf") for sample in prometheus.query(query))
 
-    shared.until(answered, query, 60)
+    shared.until(answered, query)
 
 
 PACKAGE = """

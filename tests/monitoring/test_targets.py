@@ -21,7 +21,7 @@ def hosts(cluster):
 
 
 def test_every_target_is_up(cluster, prometheus):
-    cluster.until(lambda: all(it["health"] == "up" for it in prometheus.targets()), "every target up", 60)
+    cluster.until(lambda: all(it["health"] == "up" for it in prometheus.targets()), "every target up")
     jobs = Counter(it["labels"]["job"] for it in prometheus.targets())
     assert jobs["haproxy"] == jobs["ptolemy"] == jobs["prometheus"] == 1
     assert sorted(it["labels"]["instance"] for it in prometheus.targets() if it["labels"]["job"] == "node") == hosts(cluster)
@@ -33,10 +33,10 @@ def test_a_new_replica_is_found_and_a_gone_one_forgotten(cluster, prometheus):
         return sorted(int(it["labels"]["replica"]) for it in llama_servers(prometheus) if it["labels"]["service"] == "demo")
 
     with cluster.service_as("demo", min=3, max=3):
-        cluster.until(lambda: len(cluster.jobs("demo")) == 3 and replicas() == sorted(cluster.jobs("demo")), "the third one is asked", 90)
+        cluster.until(lambda: len(cluster.jobs("demo")) == 3 and replicas() == sorted(cluster.jobs("demo")), "the third one is asked")
         cluster.until(lambda: all(it["health"] == "up" for it in llama_servers(prometheus)), "the third one answers")
     cluster.until_ready()
-    cluster.until(lambda: replicas() == sorted(cluster.jobs("demo")), "it is asked no more", 60)
+    cluster.until(lambda: replicas() == sorted(cluster.jobs("demo")), "it is asked no more")
 
 
 def test_targets_tell_node_and_gpu_as_slurm_does(cluster, prometheus):
@@ -44,7 +44,7 @@ def test_targets_tell_node_and_gpu_as_slurm_does(cluster, prometheus):
         awake = sorted(job for name in SERVICES for job in cluster.jobs(name))
         return awake == sorted(int(it["labels"]["replica"]) for it in llama_servers(prometheus))
 
-    cluster.until(in_step, "Prometheus has the replicas that there are", 60)
+    cluster.until(in_step, "Prometheus has the replicas that there are")
     for target in llama_servers(prometheus):
         labels = target["labels"]
         job = cluster.run("head", "scontrol", "-d", "show", "job", labels["replica"])

@@ -85,7 +85,7 @@ class OpenWebUI:
             state.update(self.get(f"/api/v1/files/{file}/process/status"))
             return state["status"] in ("completed", "failed")
 
-        cluster.until(processed, "the upload has been processed", 120)
+        cluster.until(processed, "the upload has been processed")
         assert state["status"] == "completed", state
         return file
 

@@ -20,7 +20,7 @@ def test_the_user_the_chat_and_the_knowledge_are_back(cluster, person, url, secr
 
     cluster.run("web", "sh", "-c", f"{EMPTY} systemctl start openwebui", timeout=120)
 
-    cluster.until(lambda: ready(url), "Open WebUI is ready", 180)
+    cluster.until(lambda: ready(url), "Open WebUI is ready")
     with OpenWebUI(url, ADMIN, secrets["openwebui_admin_password"]) as admin:
         assert admin.get("/api/v1/users/")["total"] == 1
 

@@ -83,7 +83,7 @@ def image_chosen(window: Browser) -> bool:
 
 
 def test_a_person_gets_a_picture(cluster, browser):
-    cluster.until(lambda: not cluster.jobs("draw"), "draw sleeps", 180)
+    cluster.until(lambda: not cluster.jobs("draw"), "draw sleeps")
     browser.open("/?models=demo")
     browser.until(lambda: image_chosen(browser), "the menu of tools has Image")
     browser.press(Keys.ESCAPE)
@@ -91,7 +91,7 @@ def test_a_person_gets_a_picture(cluster, browser):
     browser.shows("Creating image")
     browser.picture(SHOTS / "creating-image.png")
     # The size of inventory/lab, the colour of the workflow `empty`.
-    browser.until(lambda: browser.run(PICTURE) == [64, 64, 0x33, 0x66, 0x99, 0xFF], "the picture", 180)
+    browser.until(lambda: browser.run(PICTURE) == [64, 64, 0x33, 0x66, 0x99, 0xFF], "the picture")
     browser.picture(SHOTS / "image.png")
 
 
@@ -107,7 +107,7 @@ def test_python_runs_in_the_browser(browser, person):
     )["id"]
     browser.open(f"/c/{chat}")
     browser.click("button", "Run")
-    browser.shows("42042", timeout=120)
+    browser.shows("42042")
     browser.picture(SHOTS / "python.png")
 
 
@@ -117,7 +117,7 @@ def test_a_person_is_answered_after_the_loss_of_all_replicas_without_a_reload(cl
     browser.until(lambda: right(browser) == 1, "the first answer")
     cluster.run("head", "scancel", *map(str, cluster.jobs("demo")))
     ask(browser, QUESTION)
-    browser.until(lambda: right(browser) == 2, "the second answer, by a replica that was not there yet", 120)
+    browser.until(lambda: right(browser) == 2, "the second answer, by a replica that was not there yet")
 
 
 @pytest.fixture

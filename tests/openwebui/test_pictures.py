@@ -22,7 +22,7 @@ def test_many_people_get_their_pictures_at_once(cluster, person):
         return await asyncio.gather(*(asyncio.to_thread(ask) for _ in range(8)))
 
     with cluster.service_as("draw", min=2, max=2, opportunistic=0):
-        cluster.until(lambda: cluster.service("draw")["replicas_ready"] == 2, "two instances", 180)
+        cluster.until(lambda: cluster.service("draw")["replicas_ready"] == 2, "two instances")
         urls = [made[0]["url"] for made in asyncio.run(scenario())]
     assert len(set(urls)) == 8
     assert {color_of(person.client.get(url).content) for url in urls} == {COLOR}

@@ -38,7 +38,7 @@ def nothing_but_the_lab(cluster) -> Iterator[None]:
 def test_it_starts_and_works_without_one_look_up_outside(cluster, url, secrets):
     with nothing_but_the_lab(cluster):
         cluster.run("web", "systemctl", "restart", "openwebui")
-        cluster.until(lambda: ready(url), "Open WebUI is ready", 180)
+        cluster.until(lambda: ready(url), "Open WebUI is ready")
         with OpenWebUI(url, ADMIN, secrets["openwebui_admin_password"]) as admin:
             assert admin.chat(QUESTION) == CATEGORY
             admin.upload(cluster, "notes.txt", "Nothing of this leaves the site.")
@@ -82,4 +82,4 @@ def test_people_chat_again_after_a_restart_of_postgresql_and_of_the_gateway(clus
                 return admin.chat(QUESTION) == CATEGORY
             return False
 
-        cluster.until(answered, f"a chat in the same session after a restart of {unit}", 60)
+        cluster.until(answered, f"a chat in the same session after a restart of {unit}")

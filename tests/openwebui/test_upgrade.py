@@ -84,7 +84,7 @@ def install_the_version_before(cluster, url, tmp_path) -> None:
     lock.write_text(blocks(LOCK, but=names(BEFORE)) + BEFORE.read_text())
     cluster.run("web", "sh", "-c", f"{EMPTY} rm /opt/openwebui/current", timeout=120)
     playbook("openwebui", openwebui_requirements=str(lock), openwebui_wheelhouse=f"/var/cache/ptolemy/openwebui/{wheels.name}")
-    cluster.until(lambda: ready(url), "the version before is ready", 180)
+    cluster.until(lambda: ready(url), "the version before is ready")
 
 
 def version(lock: Path) -> str:
