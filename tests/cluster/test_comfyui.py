@@ -17,7 +17,6 @@ REAL = bool(os.environ.get("LAB_COMFYUI_SOURCE"))
 PROMPTS = 50
 SECONDS = 0.5  # that a prompt takes in the stand-in; the real one has larger pictures instead
 SIZE = 2048 if REAL else 16
-START = 180 if REAL else 60  # seconds until an instance is ready, at most
 PATIENCE = 240
 ASK = """
 import sys, urllib.error, urllib.request
@@ -58,7 +57,7 @@ def instances(cluster, count):
         return row["replicas_ready"] == len(row["replicas"]) == len(row["servers"]) == count
 
     with cluster.service_as("draw", min=count, max=count, opportunistic=int(count > 1)):
-        cluster.until(there, f"{count} instances", START)
+        cluster.until(there, f"{count} instances")
         yield
 
 
@@ -131,7 +130,7 @@ def test_nobodys_picture_is_lost_or_anothers_when_one_of_three_replicas_ends(clu
         assert set(resubmitted.values()) <= {1}
         # An ordinary end gives the instance `stop_grace` seconds for its queue, and its last pictures a moment to be fetched.
         assert resubmitted or how == "cancelled" or REAL
-        cluster.until(lambda: cluster.service("draw")["replicas_ready"] == 3, "three instances again", START)
+        cluster.until(lambda: cluster.service("draw")["replicas_ready"] == 3, "three instances again")
 
 
 @pytest.mark.bookworm

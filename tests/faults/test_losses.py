@@ -93,9 +93,7 @@ def test_a_node_is_killed(cluster, faults):
             notes.append(f"served elsewhere after {seconds:.0f} s")
         finally:
             podman("start", name)
-    cluster.until(
-        lambda: cluster.run("head", "sinfo", "-h", "-n", host, "-o", "%T").split()[0] in ("idle", "mixed"), "the node is back", 120
-    )
+    cluster.until(lambda: cluster.run("head", "sinfo", "-h", "-n", host, "-o", "%T").split()[0] in ("idle", "mixed"), "the node is back")
     cluster.until_ready()
 
 
