@@ -60,9 +60,7 @@ class Browser:
 
     def state(self) -> str:
         """What a person needs who was not there, in one line: pytest's summary and CI's show no more."""
-        slow = self.run(
-            "performance.getEntries().filter(e => e.duration > 3000).map(e => `${new URL(e.name).pathname} ${Math.round(e.duration)} ms`)"
-        )
+        slow = self.run("performance.getEntriesByType('resource').filter(e => e.duration > 3000).map(e => [e.name, e.duration])")
         return f"at {self.driver.current_url}: {' '.join(self.text().split())[-300:]!r}; slow: {slow}; complaints: {self.complaints}"
 
     def shows(self, pattern: str, css: str = "body", timeout: float = PATIENCE) -> None:
