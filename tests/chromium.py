@@ -19,6 +19,8 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
+from turns import my_turn
+
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or ""
 DRIVER = os.environ.get("CHROMEDRIVER") or shutil.which("chromedriver") or ""
 PATIENCE = 180  # seconds; a page that takes two on a quiet machine took 23 beside 24 busy loops, and CI runs two labs on two cores
@@ -119,7 +121,7 @@ def chromium(origin: str) -> Iterator[Browser]:
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     # Both leave files in the folder for temporary ones, also when they end well.
-    with tempfile.TemporaryDirectory() as folder:
+    with my_turn(), tempfile.TemporaryDirectory() as folder:
         driver = webdriver.Chrome(options, Service(DRIVER, env={**os.environ, "TMPDIR": folder}))
         try:
             yield Browser(driver, origin)

@@ -52,9 +52,11 @@ def remember(known: Sequence[Failure], jobs: Iterable[Job], now: float) -> Seque
     for job in jobs:
         if job.record is None:
             continue
-        if job.failed and job.id not in found and now - job.end < MEMORY:
-            words = job.record.reason if job.record.state == FAILED and job.fresh else ""
-            found[job.id] = Failure(job.id, job.record.revision, job.host, job.end, words or f"{job.state} ({job.reason})")
+        said_so = job.record.state == FAILED and job.fresh  # seconds before its job ends, on a busy node
+        at = job.end if job.ended else now
+        if (job.failed or said_so) and job.id not in found and now - at < MEMORY:
+            words = job.record.reason if said_so else ""
+            found[job.id] = Failure(job.id, job.record.revision, job.host, at, words or f"{job.state} ({job.reason})")
         elif job.ready:
             for key in ((job.record.revision, job.host), (job.record.revision, "")):
                 serving[key] = max(serving.get(key, 0.0), job.start)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cluster_host import THOROUGH, Cluster, cluster, shared  # noqa: F401
+from turns import my_turn
 
 TOKENS = 16  # an answer lasts long enough to be caught in the middle
 LEAST = 1000 if THOROUGH else 200  # requests; the load goes on for as long as the fault does
@@ -57,7 +58,7 @@ class Faults:
     @contextlib.contextmanager
     def _fault(self, fault: str, promise: str, most_cut: int, load_options):
         notes: list[str] = []
-        with self._cluster.load(**{"tokens": TOKENS, "least": LEAST, **load_options}) as load:
+        with my_turn(), self._cluster.load(**{"tokens": TOKENS, "least": LEAST, **load_options}) as load:
             yield notes
         row = self.record(fault, promise, load, notes)
         assert not load.result.errors, load.result.errors

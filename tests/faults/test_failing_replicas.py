@@ -31,6 +31,7 @@ MODEL = "import json; print(json.load(open('/etc/ptolemy/services.json'))['servi
 
 def test_a_node_on_which_replicas_fail_is_avoided(cluster, faults):
     bad, good = "n1", "n2"
+    cluster.until(lambda: not cluster.jobs("nap"), "nap sleeps, and the bad node has free GPUs")
     model = cluster.run("head", "python3", "-c", MODEL).strip()
     with faults.planned("the node that Slurm prefers has lost the model's file") as notes:
         weigh(cluster, {bad: 1, good: 100})

@@ -39,6 +39,15 @@ def test_a_failed_replica_is_remembered_with_its_last_words():
     assert failure == Failure(7, CHAT.revision, "n1", NOW, "no GPU")
 
 
+def test_a_replica_that_said_so_has_failed_before_its_job_ends():
+    """Else the next one would be submitted at once, and to the same node."""
+    lingering = replace(failed(7, words="no GPU"), state="RUNNING", end=NOW + 86_400)
+    known = remember((), [lingering], NOW)
+    assert known == (Failure(7, CHAT.revision, "n1", NOW, "no GPU"),)
+    assert remember(known, [replace(failed(7), end=NOW + 3)], NOW + 4) == known
+    assert remember((), [replace(lingering, restart=1)], NOW) == (), "of the run before"
+
+
 def test_without_last_words_slurm_says_why():
     killed = replace(failed(), state="OUT_OF_MEMORY", record=record(CHAT, STARTING), reason="OutOfMemory")
     assert remember((), [killed], NOW)[0].reason == "OUT_OF_MEMORY (OutOfMemory)"
