@@ -19,11 +19,10 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
-from turns import my_turn
+from turns import PATIENCE, my_turn
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or ""
 DRIVER = os.environ.get("CHROMEDRIVER") or shutil.which("chromedriver") or ""
-PATIENCE = 180  # seconds; a page that takes two on a quiet machine took 23 beside 24 busy loops, and CI runs two labs on two cores
 
 
 class Browser:

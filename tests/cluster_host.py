@@ -21,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent / "load"))
 
 from chat_load import Load
 
+from turns import PATIENCE
+
 ROOT = Path(__file__).parents[1]
 SERVICES = ("demo", "demo-b")
 REQUESTS = int(os.environ.get("PTOLEMY_TEST_REQUESTS", "1000"))  # that a load has at least
@@ -112,7 +114,7 @@ class Cluster:
                 return int(row.split(",")[7])
         return 0
 
-    def until(self, condition, what: str, timeout: float = 180) -> float:
+    def until(self, condition, what: str, timeout: float = PATIENCE) -> float:
         """Wait for a condition; returns the seconds it took."""
         began = time.monotonic()
         while True:
@@ -128,7 +130,7 @@ class Cluster:
         """The ids of a service's replicas."""
         return [row["job"] for row in self.service(service)["replicas"]]
 
-    def until_ready(self, timeout: float = 180) -> None:
+    def until_ready(self, timeout: float = PATIENCE) -> None:
         """Wait until every service has all its replicas, and nothing else is left, as seen after the last command on a host."""
 
         def settled() -> bool:

@@ -1,4 +1,4 @@
-"""Turns for tests that need most of a machine: `make test` runs scenarios side by side, in CI on two cores.
+"""Turns, and patience, for tests on a crowded machine: `make test` runs scenarios side by side, in CI on two cores.
 
 A browser beside a fault under load had a load average of 26 there: pages and replicas took minutes for what takes them seconds.
 """
@@ -10,6 +10,7 @@ import fcntl
 from collections.abc import Iterator
 
 LOCK = "/run/lock/ptolemy-heavy-test"
+PATIENCE = 180.0  # seconds in which whatever comes at all has come
 
 
 @contextlib.contextmanager

@@ -52,10 +52,9 @@ def remember(known: Sequence[Failure], jobs: Iterable[Job], now: float) -> Seque
     for job in jobs:
         if job.record is None:
             continue
-        said_so = job.record.state == FAILED and job.fresh  # seconds before its job ends, on a busy node
         at = job.end if job.ended else now
-        if (job.failed or said_so) and job.id not in found and now - at < MEMORY:
-            words = job.record.reason if said_so else ""
+        if job.failed and job.id not in found and now - at < MEMORY:
+            words = job.record.reason if job.record.state == FAILED and job.fresh else ""
             found[job.id] = Failure(job.id, job.record.revision, job.host, at, words or f"{job.state} ({job.reason})")
         elif job.ready:
             for key in ((job.record.revision, job.host), (job.record.revision, "")):

@@ -77,11 +77,10 @@ class Job:
 
     @property
     def failed(self) -> bool:
-        """It ended by a fault of its own, so the next one may end the same way."""
-        if not self.ended:
-            return False
+        """It ended by a fault of its own, or says that it does, so the next one may end the same way."""
         word = self.record.state if self.record is not None and self.fresh else ""
         quick = self.state == "COMPLETED" and self.end - self.start < 60 and word != DRAINING
+        # It says so seconds before its job ends, on a busy node.
         return self.state in FAILED_STATES or quick or word == FAILED
 
     @property
