@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from tables import write_between
 
 MARKER, PLOT = "gpu", "performance.svg"
 Row = Mapping[str, Any]
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 COLORS = {"short": "#2563eb", "classify": "#7c3aed", "chat": "#059669"}
 
 
@@ -121,33 +121,40 @@ def _card(row: Row) -> str:
 
 
 def plot(rows: Sequence[Row]) -> str:
-    """Requests/s of each setup as a share of the ceiling, on the kind of GPU of which most is known."""
-    gpu = Counter(row["gpu"] for row in rows).most_common(1)[0][0]
-    rows = [row for row in rows if row["gpu"] == gpu]
-    runs = [row for row in rows if row["kind"] == "run" and row["load"] in COLORS and row["model"] == "8b" and row["setup"]["gpus"] == 1]
+    """Requests/s of each setup as a share of the ceiling, for each kind of GPU."""
     top, left, width = 110.0, 300.0, 700.0
     parts = []
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        x = left + width * share
-        parts.append(svg.text(x, top - 12, f"{share:.0%}", 11, svg.FAINT, "middle"))
-    began = top
+    for gpu in dict.fromkeys(row["gpu"] for row in rows):
+        mine = [row for row in rows if row["gpu"] == gpu]
+        began = top + 22
+        parts.append(svg.text(left, top, gpu, 13))
+        for share in SHARES:
+            parts.append(svg.text(left + width * share, began - 6, f"{share:.0%}", 11, svg.FAINT, "middle"))
+        bars, top = _bars(mine, began, left, width)
+        for share in SHARES:
+            x = left + width * share
+            parts.append(f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{began:.1f}' y2='{top:.1f}' stroke='{svg.GRID}'/>")
+        parts += bars
+        top += 30
+    parts.append(svg.key(left + width, 84, [(color, LOADS[load].words.split(":", maxsplit=1)[0]) for load, color in COLORS.items()]))
+    title = "Requests a second on one GPU, as a share of the engine's own ceiling"
+    return svg.document(1100, int(top), title, "8B in Q4_K_M, random weights, by bench/gpu; where there are two cards, their mean", parts)
+
+
+def _bars(rows: Sequence[Row], top: float, left: float, width: float) -> tuple[list[str], float]:
+    """A bar for each setup and load, and where the last of them ends."""
+    runs = [row for row in rows if row["kind"] == "run" and row["load"] in COLORS and row["model"] == "8b" and row["setup"]["gpus"] == 1]
+    parts = []
     for name in dict.fromkeys(row["setup"]["name"] for row in runs):
         parts.append(svg.text(left - 10, top + 15, name, 12, anchor="end"))
         for load, color in COLORS.items():
             best = max((ceiling.per_second(row["rows"], LOADS[load]) for row in rows if _is_ceiling(row, load, "8b")), default=0.0)
             mine = [row["per_second"] for row in runs if row["setup"]["name"] == name and row["load"] == load]
             if mine and best:
-                share = sum(mine) / len(mine) / best
-                size = width * min(share, 1.1)
+                mean = sum(mine) / len(mine)
+                size = width * min(mean / best, 1.1)
                 parts.append(f"<rect x='{left}' y='{top:.1f}' width='{size:.1f}' height='11' rx='2' fill='{color}'/>")
-                parts.append(svg.text(left + size + 6, top + 10, f"{sum(mine) / len(mine):.1f}/s", 10.5))
+                parts.append(svg.text(left + size + 6, top + 10, f"{mean:.1f}/s", 10.5))
                 top += 14
         top += 10
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        x = left + width * share
-        parts.insert(0, f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{began:.1f}' y2='{top:.1f}' stroke='{svg.GRID}'/>")
-    parts.append(svg.key(left + width, 84, [(color, LOADS[load].words.split(":", maxsplit=1)[0]) for load, color in COLORS.items()]))
-    title = f"Requests a second on one {gpu}, as a share of the engine's own ceiling"
-    return svg.document(
-        1100, int(top) + 20, title, "8B in Q4_K_M, random weights, by bench/gpu; where there are two cards, their mean", parts
-    )
+    return parts, top

@@ -148,6 +148,17 @@ def run_setup(given: argparse.Namespace, setup: Setup, loads: Sequence[str], wor
     return None
 
 
+def rehearse() -> None:
+    """Start the gateway once without servers, so that what it lacks is told before minutes of a GPU are spent."""
+    with tempfile.TemporaryDirectory(prefix="ptgpu-") as base:
+        Path(base).chmod(0o755)
+        try:
+            with gateway(Setup("rehearsal", gateway="leastconn"), [], Path(base)):
+                say("the gateway starts")
+        except Exception as error:  # noqa: BLE001  whatever it is
+            sys.exit(f"the gateway does not start; it needs what Debian's haproxy brings (HAProxy, its user and /var/lib/haproxy): {error}")
+
+
 def model_path(given: argparse.Namespace, name: str) -> Path:
     """A file, or a model of this benchmark by its name."""
     return ensure(given.models, name, given.vocabulary) if name in MODELS else Path(name)
@@ -198,6 +209,8 @@ def main() -> None:
         setups = [parse(text) for text in given.setups]
     except ValueError as error:
         sys.exit(str(error))
+    if any(setup.gateway for setup in setups):
+        rehearse()
     names = gpu_names()
     ids = list(names) if given.gpus is None else [] if given.gpus == "none" else given.gpus.split(",")
     given.gpu_ids = [list(names)[int(one)] if one.isdigit() else one for one in ids]
