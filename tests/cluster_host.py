@@ -179,9 +179,12 @@ class Cluster:
         self.run(host, "sh", "-c", f"cat >{path}.new && chmod 644 {path}.new && mv {path}.new {path}", stdin=text)
 
     @contextlib.contextmanager
-    def load(self, clients: int = 64, services: tuple[str, ...] = SERVICES, tokens: int = 4, least: int = REQUESTS):
-        """Send a load beside the test's own steps: ``least`` requests, and more while the steps last."""
-        load = Load(self.base_url, self.api_key, services, MOST_REQUESTS, clients, tokens)
+    def load(self, clients: int = 64, services: tuple[str, ...] = SERVICES, tokens: int = 4, least: int = REQUESTS, pause: float = 0.0):
+        """Send a load beside the test's own steps: ``least`` requests, and more while the steps last.
+
+        Without a pause the load takes all of the machine that is left, which a playbook needs, too.
+        """
+        load = Load(self.base_url, self.api_key, services, MOST_REQUESTS, clients, tokens, pause)
         thread = threading.Thread(target=lambda: asyncio.run(load.run()))
         thread.start()
         try:

@@ -34,7 +34,7 @@ def test_a_drained_node_is_empty_when_the_playbook_returns_and_no_request_is_los
     node = cluster.service("demo")["replicas"][0]["host"]
     jobs = ("squeue", "--noheader", f"--nodelist={node}")
     try:
-        with cluster.load(clients=16) as load:  # the playbook needs a core, too
+        with cluster.load(clients=16, pause=0.2) as load:
             drained = playbook("drain_node", node=node)
             assert cluster.run("head", *jobs) == ""
         unharmed(load)

@@ -57,7 +57,7 @@ def tidy(shared):
 
 def test_a_rollout_and_its_rollback_under_load_lose_nothing(cluster):
     before, services = cluster.service("demo"), cluster.run("head", "cat", "/etc/ptolemy/services.json")
-    with cluster.load(clients=8, services=("demo",)) as load:
+    with cluster.load(clients=8, services=("demo",), pause=0.2) as load:
         shown = playbook("rollout", **QUICKLY, lab_demo_model="demo-q4").shown
         after = cluster.service("demo")
         rolled_back = playbook("rollback", service="demo")
@@ -93,7 +93,7 @@ def test_a_rollout_without_a_change_changes_nothing(cluster):
 def test_a_rollout_that_fails_leaves_the_old_revision_serving(cluster, tmp_path, make, reason):
     before, services = cluster.service("demo"), cluster.run("head", "cat", "/etc/ptolemy/services.json")
     models = catalogue("bad", make(tmp_path / f"{make.__name__}.gguf"))
-    with cluster.load(clients=4, services=("demo",), least=100) as load:
+    with cluster.load(clients=4, services=("demo",), least=100, pause=0.2) as load:
         status, shown = try_playbook("rollout", **QUICKLY, ptolemy_models=models, lab_demo_model="bad")
     unharmed(load)
     assert status != 0

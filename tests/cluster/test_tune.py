@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pytest
 import yaml
 
 from cluster_host import playbook, try_playbook, unharmed
@@ -21,6 +22,7 @@ def requests_of(evidence, ending):
     return float(line.split(ending)[1].split()[0])
 
 
+@pytest.mark.trixie
 def test_what_was_tuned_is_no_worse_than_the_present_setting_and_the_gateway_applies_it(cluster, tmp_path):
     file, path = tmp_path / "tuned.yml", "/etc/ptolemy/services.json"
     before, services = cluster.service("demo"), cluster.run("head", "cat", path)

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import statistics
 import sys
 import time
@@ -82,6 +83,7 @@ class Load:
         enough: set it to send no further ones.
         clients: keep-alive clients, each with one request at a time.
         tokens: tokens that each answer has.
+        pause: seconds on average until a client that has its answer asks again.
     """
 
     base_url: str
@@ -90,6 +92,7 @@ class Load:
     requests: int
     clients: int = 64
     tokens: int = 4
+    pause: float = 0.0
     result: Result = field(default_factory=Result)
     sent: int = 0
     enough: bool = False
@@ -120,6 +123,8 @@ class Load:
                     await asyncio.sleep(PAUSE)
                 finally:
                     del self.pending[number]
+                if self.pause:
+                    await asyncio.sleep(random.expovariate(1 / self.pause))
 
     def _body(self, number: int, **more: object) -> dict[str, object]:
         messages = [{"role": "user", "content": f"Categorise entry {number}: office paper, 500 sheets"}]
