@@ -25,7 +25,7 @@ MODULES := $(basename $(notdir $(wildcard library/*.py)))
 .PHONY: help
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "Variables: LAB_PORT (8080), LAB_SUITE (trixie|bookworm), LAB_OPENWEBUI (yes), LAB_MONITORING (yes), LAB_MIRROR, LAB_BASE_IMAGE, LAB_LLAMA_SDIST, PTOLEMY_CACHE, SCENARIOS"
+	@echo "Variables: LAB_PORT (8080), LAB_SUITE (trixie|bookworm), LAB_OPENWEBUI (yes), LAB_MONITORING (yes), LAB_CLIENT (yes), LAB_MIRROR, LAB_BASE_IMAGE, LAB_LLAMA_SDIST, PTOLEMY_CACHE, SCENARIOS"
 
 .PHONY: bootstrap
 bootstrap: ## host packages and .venv

@@ -169,7 +169,8 @@ def _run_arguments(settings: Settings, host: str, image: str, known: dict[str, s
     ccache = settings.cache / "ccache" / suite
     wheels = settings.cache / "openwebui"
     comfyui = settings.cache / "comfyui"
-    for directory in (debs / "partial", ccache, wheels, comfyui):
+    client = settings.cache / "client"
+    for directory in (debs / "partial", ccache, wheels, comfyui, client):
         directory.mkdir(parents=True, exist_ok=True)
     options = ["--name", container(settings, host), "--hostname", host, "--label", f"{LABEL}={settings.prefix}"]
     options += ["--label", f"{OWNER_LABEL}={CHECKOUT}"]
@@ -180,6 +181,8 @@ def _run_arguments(settings: Settings, host: str, image: str, known: dict[str, s
     options += ["--volume", f"{comfyui}:/var/cache/ptolemy/comfyui:ro"]
     if host == OPENWEBUI_HOST:
         options += ["--volume", f"{wheels}:/var/cache/ptolemy/openwebui:ro"]
+    if host == GATEWAY_HOST:
+        options += ["--volume", f"{client}:/var/cache/ptolemy/client:ro"]
     if port is not None and host == GATEWAY_HOST:
         options += ["--publish", f"127.0.0.1:{port}:{GATEWAY_PORT}"]
         if settings.openwebui:

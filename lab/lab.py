@@ -39,12 +39,15 @@ def prepare(settings: Settings, steps: Steps) -> dict[str, str]:
         if settings.openwebui:
             steps.begin("Open WebUI's wheels")
             sources.ensure_wheelhouse(settings)
+        if settings.client:
+            steps.begin("the client's wheels")
+            sources.ensure_client(settings)
     return found
 
 
 def count_of_steps(settings: Settings, others: int) -> int:
     """What `prepare` does, and others."""
-    return others + len(containers.suites(settings)) + 2 + settings.openwebui
+    return others + len(containers.suites(settings)) + 2 + settings.openwebui + settings.client
 
 
 @contextlib.contextmanager

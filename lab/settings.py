@@ -37,6 +37,8 @@ class Settings:
     spare: bool = False
     # Prometheus on the head.
     monitoring: bool = False
+    # The researchers' client on the head.
+    client: bool = False
     # ComfyUI's source (a directory, a tarball, or a URL of one), in place of the stand-in for it.
     comfyui: str = ""
     # Hosts with this prefix that another checkout made may be removed: whoever says so knows that its run has ended.
@@ -55,6 +57,7 @@ class Settings:
             "LAB_STATE_DIR": str(self.state),
             "LAB_OPENWEBUI": "yes" if self.openwebui else "",
             "LAB_MONITORING": "yes" if self.monitoring else "",
+            "LAB_CLIENT": "yes" if self.client else "",
             "LAB_COMFYUI_SOURCE": self.comfyui,
             "PTOLEMY_CACHE": str(self.cache),
         }
@@ -85,5 +88,6 @@ def load(prefix: str | None, suite: str | None) -> Settings:
         comfyui=os.environ.get("LAB_COMFYUI_SOURCE") or "",
         openwebui=os.environ.get("LAB_OPENWEBUI") == "yes",
         monitoring=os.environ.get("LAB_MONITORING") == "yes",
+        client=os.environ.get("LAB_CLIENT") == "yes",
         take_over=os.environ.get("LAB_TAKE_OVER") == "yes",
     )

@@ -1,12 +1,15 @@
-"""What the lab's hosts are made to serve: llama.cpp's source and Open WebUI's wheels, cached. The model lies in demo/release."""
+"""What the lab's hosts are made to serve: llama.cpp's source, and packages for Python, cached. The model lies in demo/release."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from settings import CHECKOUT, Settings
 from steps import LabError, logged, say
@@ -78,6 +81,14 @@ def ensure_wheelhouse(settings: Settings) -> Path:
     return _wheels(settings, "openwebui", lock, OPENWEBUI_PYTHON, "Open WebUI and what it needs (420 MB)")
 
 
+def ensure_client(settings: Settings) -> None:
+    """The wheels of the client's lock, in the cache; the lab's state says where."""
+    settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = CHECKOUT / "client" / "requirements.txt"
+    found = _wheels(settings, "client", lock, PYTHONS[settings.suite], "what the researchers' client needs (100 MB)")
+    (settings.state / "client.wheels").write_text(found.name)
+
+
 def ensure_comfyui(settings: Settings) -> None:
     """ComfyUI's source, or the stand-in for it, as a tarball in the lab's state, with its checksum; and its wheels in the cache."""
     settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -124,18 +135,20 @@ def _wheels(settings: Settings, name: str, lock: Path, python: str, what: str) -
 def download_wheels(settings: Settings, lock: Path, into: Path, python: str = OPENWEBUI_PYTHON) -> None:
     """Fetch all wheels of a lock for a Python of the lab's hosts.
 
-    They are fetched for that Python and not with it, so that any interpreter here will do: the locks have no conditions that matter.
+    They are fetched for that Python and not with it, so that any interpreter here will do.
 
     Raises:
         LabError: pip could not.
     """
+    wanted = into.with_name(f"{into.name}.txt")
+    wanted.write_text(_for_python(lock.read_text(encoding="utf-8"), python), encoding="utf-8")
     digits = python.replace(".", "")
     tags = [f"manylinux_2_{minor}_{os.uname().machine}" for minor in range(GLIBC, 4, -1)]
     old = [f"{kind}_{os.uname().machine}" for kind in ("manylinux2014", "manylinux2010", "manylinux1", "linux")]
     logged(
         [
             *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", str(into)),
-            *("--require-hashes", "--requirement", str(lock), "--progress-bar", "off"),
+            *("--require-hashes", "--requirement", str(wanted), "--progress-bar", "off"),
             *("--implementation", "cp", "--python-version", python),
             *(option for abi in (f"cp{digits}", "abi3", "none") for option in ("--abi", abi)),
             *(option for tag in tags + old for option in ("--platform", tag)),
@@ -143,3 +156,16 @@ def download_wheels(settings: Settings, lock: Path, into: Path, python: str = OP
         settings.log_dir / "wheels.log",
         timeout=1800,
     )
+    wanted.unlink()
+
+
+def _for_python(lock: str, python: str) -> str:
+    """The entries of a lock whose conditions hold for a Python, without these: pip judges them by the one that it runs in."""
+    entries = []
+    for entry in re.split(r"^(?=\w)", lock, flags=re.MULTILINE)[1:]:
+        first, _, hashes = entry.partition("\n")
+        requirement = Requirement(first.rstrip(" \\"))
+        if not requirement.marker or requirement.marker.evaluate({"python_version": python, "python_full_version": f"{python}.0"}):
+            requirement.marker = None
+            entries.append(f"{requirement} \\\n{hashes}")
+    return "".join(entries)
