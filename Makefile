@@ -19,7 +19,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E -H env PATH="$$PATH" PYTHONP
 LAB := $(AS_ROOT) $(CURDIR)/.venv/bin/python lab/lab.py
 SCENARIOS ?= default bookworm
 # What needs no cluster.
-LOCAL_PARTS := lint unit docs client gateway
+LOCAL_PARTS := lint unit docs client gateway bench
 MODULES := $(basename $(notdir $(wildcard library/*.py)))
 
 .PHONY: help
@@ -52,8 +52,8 @@ clean-cache: bootstrap ## forget images, downloads and build caches, so that the
 docs: ## the pages of docs/ and the reference as a site, in site/; a warning is an error
 	@python=$$(lab/bootstrap docs) && NO_MKDOCS_2_WARNING=1 "$$python" -m mkdocs build --strict --quiet && echo "site/index.html"
 
-.PHONY: test test-lint test-unit test-client test-docs test-gateway test-molecule test-protections
-test: bootstrap ## everything, as CI runs it: lint, unit, docs, client, gateway beside each other, then molecule
+.PHONY: test test-lint test-unit test-client test-docs test-gateway test-bench test-molecule test-protections
+test: bootstrap ## everything, as CI runs it: lint, unit, docs, client, gateway, bench beside each other, then molecule
 	@started=$$SECONDS; export PTOLEMY_TEST_RUN=$$$$-$$RANDOM; \
 	at() { printf '\n==> %s (+%02d:%02d)\n' "$$1" $$(((SECONDS - started) / 60)) $$(((SECONDS - started) % 60)); }; \
 	at "beside each other: $(LOCAL_PARTS)"; \
@@ -90,6 +90,9 @@ test-client: bootstrap ## the researchers' batch client against a stub gateway, 
 
 test-gateway: bootstrap ## the control plane and the configuration against a real HAProxy on this machine
 	pytest -v tests/gateway
+
+test-bench: bootstrap ## whether the gateway's benchmark still works; its numbers here say nothing
+	pytest -v tests/bench
 
 test-protections: bootstrap ## whether each of the gateway's protections has a test that misses it (not in `make test`)
 	python tests/protections.py
