@@ -27,7 +27,7 @@ def person(shared):
 
 def test_a_table_gets_its_labels_by_the_command_of_the_login_node(cluster, person):
     def ask(*arguments):
-        return cluster.run("head", "env", f"HOME={HOME}", "--chdir", HOME, "ptolemy-batch", *arguments, user=person, timeout=120)
+        return cluster.run("head", "env", f"--chdir={HOME}", f"HOME={HOME}", "ptolemy-batch", *arguments, user=person, timeout=120)
 
     table = "id,description\n" + "".join(f'{number},"{text}"\n' for number, text in enumerate(ROWS))
     cluster.run("head", "tee", f"{HOME}/rows.csv", user=person, stdin=table)
