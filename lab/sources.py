@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -82,11 +83,9 @@ def ensure_wheelhouse(settings: Settings) -> Path:
 
 
 def ensure_client(settings: Settings) -> None:
-    """The wheels of the client's lock, in the cache; the lab's state says where."""
-    settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """The wheels of the client's lock for the Python of the head."""
     lock = CHECKOUT / "client" / "requirements.txt"
-    found = _wheels(settings, "client", lock, PYTHONS[settings.suite], "what the researchers' client needs (100 MB)")
-    (settings.state / "client.wheels").write_text(found.name)
+    _wheels(settings, "client", lock, PYTHONS[settings.suite], "what the researchers' client needs (100 MB)")
 
 
 def ensure_comfyui(settings: Settings) -> None:
@@ -109,7 +108,7 @@ def ensure_comfyui(settings: Settings) -> None:
     else:
         logged(["curl", "--fail", "--location", "--output", str(target), _url(source)], settings.log_dir / "comfyui.log", timeout=1800)
     (settings.state / "comfyui.tar.sha256").write_text(_sha256(target))
-    (settings.state / "comfyui.wheels").write_text(_wheels(settings, "comfyui", lock, python, what).name)
+    _wheels(settings, "comfyui", lock, python, what)
 
 
 def _url(source: str) -> str:
@@ -117,8 +116,10 @@ def _url(source: str) -> str:
 
 
 def _wheels(settings: Settings, name: str, lock: Path, python: str, what: str) -> Path:
-    """The wheels of a lock, in the cache by its hash and the Python."""
+    """The wheels of a lock, in the cache by its hash and the Python; the inventory finds the directory's name in the lab's state."""
     target = settings.cache / name / (_sha256(lock)[:12] if name == "openwebui" else f"{_sha256(lock)[:12]}-{python}")
+    settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (settings.state / f"{name}.wheels").write_text(target.name)
     if target.exists():
         say(f"{target} is there")
         return target
@@ -140,23 +141,23 @@ def download_wheels(settings: Settings, lock: Path, into: Path, python: str = OP
     Raises:
         LabError: pip could not.
     """
-    wanted = into.with_name(f"{into.name}.txt")
-    wanted.write_text(_for_python(lock.read_text(encoding="utf-8"), python), encoding="utf-8")
     digits = python.replace(".", "")
     tags = [f"manylinux_2_{minor}_{os.uname().machine}" for minor in range(GLIBC, 4, -1)]
     old = [f"{kind}_{os.uname().machine}" for kind in ("manylinux2014", "manylinux2010", "manylinux1", "linux")]
-    logged(
-        [
-            *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", str(into)),
-            *("--require-hashes", "--requirement", str(wanted), "--progress-bar", "off"),
-            *("--implementation", "cp", "--python-version", python),
-            *(option for abi in (f"cp{digits}", "abi3", "none") for option in ("--abi", abi)),
-            *(option for tag in tags + old for option in ("--platform", tag)),
-        ],
-        settings.log_dir / "wheels.log",
-        timeout=1800,
-    )
-    wanted.unlink()
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="lock-", suffix=".txt") as wanted:
+        wanted.write(_for_python(lock.read_text(encoding="utf-8"), python))
+        wanted.flush()
+        logged(
+            [
+                *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", str(into)),
+                *("--require-hashes", "--requirement", wanted.name, "--progress-bar", "off"),
+                *("--implementation", "cp", "--python-version", python),
+                *(option for abi in (f"cp{digits}", "abi3", "none") for option in ("--abi", abi)),
+                *(option for tag in tags + old for option in ("--platform", tag)),
+            ],
+            settings.log_dir / "wheels.log",
+            timeout=1800,
+        )
 
 
 def _for_python(lock: str, python: str) -> str:

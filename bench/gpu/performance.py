@@ -49,7 +49,7 @@ def _tables(rows: Sequence[Row]) -> Iterator[str]:
         yield "| | card | requests/s | tokens/s | of the default | of the ceiling | first, s | between, ms | GPU busy | errors |"
         yield "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|"
         for model in dict.fromkeys(row["model"] for row in found):
-            best = max((ceiling.per_second(row["rows"], load) for row in rows if _is_ceiling(row, name, model)), default=0.0)
+            best = _ceiling(rows, name, model)
             if best:
                 yield f"| {_model(model)}ceiling: llama-batched-bench | | {best:.1f} | {best * load.out:,.0f} | | 1.00 | | | | |"
             for row in (row for row in found if row["model"] == model):
@@ -107,8 +107,10 @@ def _talks(rows: Sequence[Row], cards: Mapping[str, str]) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
-def _is_ceiling(row: Row, load: str, model: str) -> bool:
-    return bool(row["kind"] == "ceiling" and row["load"] == load and row["model"] == model and not row["flags"])
+def _ceiling(rows: Sequence[Row], load: str, model: str) -> float:
+    """Requests/s of the engine with its own flags, at best; 0 where that was not measured."""
+    found = [row for row in rows if row["kind"] == "ceiling" and not row["flags"]]
+    return max((ceiling.per_second(row["rows"], LOADS[load]) for row in found if (row["load"], row["model"]) == (load, model)), default=0.0)
 
 
 def _model(name: str) -> str:
@@ -148,7 +150,7 @@ def _bars(rows: Sequence[Row], top: float, left: float, width: float) -> tuple[l
     for name in dict.fromkeys(row["setup"]["name"] for row in runs):
         parts.append(svg.text(left - 10, top + 15, name, 12, anchor="end"))
         for load, color in COLORS.items():
-            best = max((ceiling.per_second(row["rows"], LOADS[load]) for row in rows if _is_ceiling(row, load, "8b")), default=0.0)
+            best = _ceiling(rows, load, "8b")
             mine = [row["per_second"] for row in runs if row["setup"]["name"] == name and row["load"] == load]
             if mine and best:
                 mean = sum(mine) / len(mine)
